@@ -1,0 +1,181 @@
+"""The training loop. It yields what happens and records nothing itself.
+
+Shapes: B images.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from must_core.adaptation import Adaptation, StepResult
+from must_core.augment import Views
+from must_core.backbone import Preprocess
+from must_core.checkpoint import Checkpoints
+from must_core.data import training_batches
+from must_core.errors import Diverged
+from must_core.masking import PatchMasker
+from must_core.seeding import MASKS, derive_seed
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run is, and the means of its losses since the last report."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    images_per_second: float
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """The run can be resumed from this step."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The run ended early because it was asked to; its checkpoint is saved."""
+
+    step: int
+
+
+Report = Progress | CheckpointSaved | Stopped
+
+_METRICS = ("loss", "self_training", "fairness", "reconstruction", "alignment", "confident_ratio")
+
+
+def adapt(
+    run: Adaptation,
+    paths: Sequence[Path],
+    preprocess: Preprocess,
+    *,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_interval_s: float = 60.0,
+    report_interval_s: float = 0.5,
+    stop: Callable[[], bool] = lambda: False,
+    num_workers: int = 0,
+) -> Iterator[Report]:
+    """Train to the end of the last epoch, from wherever ``run`` is.
+
+    ``stop`` is asked after each step; when it says yes, a checkpoint is saved and `Stopped` is the last report.
+    Afterwards ``run.teacher`` is the adapted classifier. Raises `Diverged` when the loss is not a finite number; what
+    is saved then is older than that.
+    """
+    config = run.config
+    masker = _masker(run, preprocess)
+    device = run.student.classifier.device
+    meter = _Meter(config.batch_size)
+    saved_at = time.monotonic()
+    batches = training_batches(
+        paths,
+        Views(preprocess, config),
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seed=config.seed,
+        first_step=run.step_index,
+        num_workers=num_workers,
+    )
+    with closing(batches):
+        for weak_BCHW, strong_BCHW in batches:
+            # Mask: drawn from seed and step, so that a resumed run hides the same patches.
+            mask_BN = None
+            if masker is not None:
+                generator = torch.Generator().manual_seed(derive_seed(MASKS, config.seed, run.step_index))
+                mask_BN = masker.sample(len(strong_BCHW), generator).to(device)
+
+            # Schedule, teacher labels, student loss, backward, step, teacher.
+            meter.add(run.step(weak_BCHW.to(device), strong_BCHW.to(device), mask_BN))
+
+            # Report.
+            finished = run.step_index == run.total_steps
+            if finished or meter.seconds >= report_interval_s:
+                yield meter.report(run)
+            stopping = not finished and stop()
+            if checkpoints is not None and (
+                finished or stopping or time.monotonic() - saved_at >= checkpoint_interval_s
+            ):
+                if meter.num_steps:
+                    yield meter.report(run)
+                _require_finite(run)
+                checkpoints.save(run)
+                saved_at = time.monotonic()
+                yield CheckpointSaved(run.step_index)
+            if stopping:
+                yield Stopped(run.step_index)
+                return
+
+
+def _require_finite(run: Adaptation) -> None:
+    """The last losses were those of the weights before the last update; these are what would be kept."""
+    with torch.no_grad():
+        total = torch.stack([p.sum() for p in run.student.parameters()]).sum()
+    if not math.isfinite(float(total)):
+        raise Diverged("The weights are not finite numbers any more; a smaller learning rate may help.")
+
+
+def _masker(run: Adaptation, preprocess: Preprocess) -> PatchMasker | None:
+    if not (run.config.masking and run.student.can_mask):
+        return None
+    return PatchMasker(
+        image_size=preprocess.image_size,
+        patch_size=run.student.patch_size,
+        mask_patch_size=run.config.mask_patch_size,
+        mask_ratio=run.config.mask_ratio,
+    )
+
+
+class _Meter:
+    """Sums metrics on the device; the only wait for the device is in `report`."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: Tensor | None = None
+        self.num_steps = 0
+        self._since = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time since the last report."""
+        return time.monotonic() - self._since
+
+    def add(self, result: StepResult) -> None:
+        losses = result.losses
+        values = torch.stack(
+            [
+                losses.total.detach(),
+                losses.self_training.detach(),
+                losses.fairness.detach(),
+                losses.reconstruction.detach(),
+                losses.alignment.detach(),
+                result.confident_B.to(losses.total.dtype).mean(),
+            ]
+        )
+        self._sums = values if self._sums is None else self._sums + values
+        self.num_steps += 1
+
+    def report(self, run: Adaptation) -> Progress:
+        assert self._sums is not None  # noqa: S101 - report follows add
+        means = (self._sums / self.num_steps).tolist()
+        if not all(map(math.isfinite, means)):
+            raise Diverged("The loss is not a finite number any more; a smaller learning rate may help.")
+        progress = Progress(
+            step=run.step_index,
+            total_steps=run.total_steps,
+            epoch=math.ceil(run.step_index / run.steps_per_epoch),
+            images_per_second=self.num_steps * self._batch_size / max(self.seconds, 1e-9),
+            metrics=dict(zip(_METRICS, means, strict=True)),
+        )
+        self._reset()
+        return progress

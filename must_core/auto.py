@@ -1,0 +1,123 @@
+"""Hyper-parameters that choose themselves from the model and the unlabeled images; no label is ever looked at.
+
+Shapes: N images, K classes.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from must_core.backbone import BaseModel
+from must_core.config import AUTO, HYPERPARAMETERS, AdaptConfig, check_hyperparameters
+from must_core.errors import InvalidConfig
+
+_STEPS_WANTED = 500
+_LARGEST_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A hyper-parameter's value and why it has it, in a sentence."""
+
+    value: float | str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the base model says of the unlabeled images, as far as choices depend on it."""
+
+    num_images: int
+    num_classes: int
+    flip_disagreement: float
+    """Share of images whose zero-shot answer changes when they are mirrored, 0 to 1."""
+
+
+def choose(
+    requested: Mapping[str, Any], evidence: Evidence, base: BaseModel, *, seed: int
+) -> tuple[AdaptConfig, dict[str, Choice]]:
+    """Fill in every hyper-parameter that is missing or ``"auto"``; a value given always wins.
+
+    Returns the configuration and all choices by name. Raises `InvalidConfig` for names that do not exist and values
+    that are out of range or do not fit the images.
+    """
+    check_hyperparameters(requested)
+    given = {name: value for name, value in requested.items() if value != AUTO}
+    choices = {name: Choice(value, "As requested.") for name, value in given.items()}
+
+    def settle(name: str, value: float | str, reason: str) -> Any:
+        return choices.setdefault(name, Choice(value, reason)).value
+
+    n = evidence.num_images
+    width, patch, image = _geometry(base)
+    batch = settle("batch_size", *_batch_size(n))
+    if batch > n:
+        raise InvalidConfig("batch_size is larger than the number of images.", param="batch_size")
+    per_epoch = n // batch
+    epochs = settle("epochs", *_epochs(per_epoch))
+    total = per_epoch * epochs
+    _settle_teacher(settle, total, given)
+
+    settle(
+        "learning_rate_per_256",
+        float(f"{4e-3 * min(1.0, (128 / width) ** 2.96):.2g}"),
+        f"Narrower towers bear larger steps; this one is {width} wide.",
+    )
+    settle("min_learning_rate_per_256", 1e-6, "The paper's value.")
+    settle("layer_decay", 0.65, "The paper's value.")
+    settle("weight_decay", 0.05, "The paper's value.")
+    settle("confidence_threshold", 0.7, "The paper's most common value for ViT-B/16.")
+    settle("fairness_weight", 1.0, "The paper's most common value.")
+    settle("alignment_weight", 0.2, "The paper's most common value for ViT-B/16.")
+    settle("masking", value=base.masking.supported, reason=base.masking.reason)
+    settle("mask_patch_size", *_mask_patch(image, patch))
+    settle("mask_ratio", 0.1, "The paper's most common value.")
+    small = image <= 64
+    settle(
+        "crop_scale_min",
+        0.7 if small else 0.3,
+        "Small images have little to cut away." if small else "The paper's value.",
+    )
+    flip = evidence.flip_disagreement
+    settle(
+        "horizontal_flip",
+        value=flip < 0.1,
+        reason=f"Mirroring changes the base model's answer for {flip:.0%} of the images.",
+    )
+    settle("rand_augment", "rand-m9-mstd0.5-inc1", "The paper's value.")
+
+    config = AdaptConfig(seed=seed, **{name: choice.value for name, choice in choices.items()})  # type: ignore[arg-type]
+    return config, {name: choices[name] for name in HYPERPARAMETERS}
+
+
+def _geometry(base: BaseModel) -> tuple[int, int, int]:
+    vision = base.visual_config["vision_cfg"]
+    return int(vision.get("width", 768)), int(vision.get("patch_size", 16)), base.preprocess.image_size
+
+
+def _mask_patch(image: int, patch: int) -> tuple[int, str]:
+    if image % (2 * patch) == 0 and image // patch >= 8:
+        return 2 * patch, "Two patches of the model, as in the paper."
+    return patch, "One patch of the model: its image has few of them, or they do not pair up."
+
+
+def _batch_size(num_images: int) -> tuple[int, str]:
+    if num_images >= 8 * _LARGEST_BATCH:
+        return _LARGEST_BATCH, "The paper's batch for one device."
+    return max(2, 2 ** int(math.log2(max(2, num_images / 8)))), "Smaller, so that an epoch has some eight steps."
+
+
+def _epochs(steps_per_epoch: int) -> tuple[int, str]:
+    epochs = min(60, max(20, math.ceil(_STEPS_WANTED / steps_per_epoch)))
+    return epochs, f"At least {_STEPS_WANTED} steps, within the paper's 20 to 60 epochs."
+
+
+def _settle_teacher(settle: Any, total_steps: int, given: Mapping[str, Any]) -> None:
+    """The paper's teacher averages over a sixth of its ImageNet run at the end; ours a tenth of that at the start."""
+    horizon = max(2.0, total_steps / 6)
+    reason = f"The teacher's memory is a share of the run's {total_steps} steps."
+    init = round(min(0.999, 1 - 1 / max(2.0, horizon / 10)), 5)
+    final = settle("ema_decay", max(round(min(0.9998, 1 - 1 / horizon), 5), given.get("ema_decay_init", 0.0)), reason)
+    settle("ema_decay_init", min(init, final), reason)
+    settle("ema_warmup_steps", min(2000, total_steps // 3), reason)

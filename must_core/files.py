@@ -1,0 +1,38 @@
+"""Files that are whole or absent, and their digests."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON; whoever makes the file visible syncs it (see `publish_folder`)."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def publish_folder(staged: Path, final: Path) -> None:
+    """Make a staged folder visible under its final name, whole or not at all, and surviving a power cut.
+
+    ``final`` must not exist, and both must lie in the same folder.
+    """
+    for file in staged.iterdir():
+        _sync(file)
+    _sync(staged)
+    staged.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,33 @@
+import math
+
+import pytest
+import torch
+
+from must_core.errors import InvalidConfig
+from must_core.masking import PatchMasker
+
+
+@pytest.mark.parametrize(("ratio", "block"), [(0.06, 8), (0.3, 8), (0.3, 16), (0.1, 16), (1.0, 32), (0.0, 8)])
+def test_hides_whole_blocks_the_same_number_in_every_image(ratio: float, block: int) -> None:
+    masker = PatchMasker(image_size=64, patch_size=8, mask_patch_size=block, mask_ratio=ratio)
+    mask_BN = masker.sample(50, torch.Generator().manual_seed(1))
+    side = block // 8
+    blocks = mask_BN.view(50, 64 // block, side, 64 // block, side).float().mean(dim=(2, 4))
+    assert set(blocks.unique().tolist()) <= {0.0, 1.0}
+    expected = math.ceil((64 // block) ** 2 * ratio)
+    assert blocks.sum(dim=(1, 2)).tolist() == [expected] * 50
+
+
+def test_is_drawn_from_the_generator_alone() -> None:
+    masker = PatchMasker(image_size=64, patch_size=8, mask_patch_size=8, mask_ratio=0.3)
+    first = masker.sample(4, torch.Generator().manual_seed(3))
+    torch.rand(7)
+    assert torch.equal(first, masker.sample(4, torch.Generator().manual_seed(3)))
+    assert not torch.equal(first, masker.sample(4, torch.Generator().manual_seed(4)))
+
+
+@pytest.mark.parametrize(("patch", "block"), [(8, 12), (8, 4), (16, 24)])
+def test_refuses_blocks_that_do_not_fit(patch: int, block: int) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        PatchMasker(image_size=64, patch_size=patch, mask_patch_size=block, mask_ratio=0.3)
+    assert caught.value.param == "mask_patch_size"

@@ -1,0 +1,130 @@
+"""A trainer that trains nothing: some steps of some milliseconds, and every way to misbehave.
+
+Its script is the job's ``hyperparameters``:
+
+- ``steps``, ``step_ms``: length; it writes a checkpoint after every step and resumes like a real one.
+- ``crash_at``: {step: what}, with what one of ``exit N``, ``signal N``, ``usage``, ``fatal``, ``transient``, ``hang``
+  (no reports any more), ``flood`` (reports as fast as it can for a while), ``garbage`` (lines that are no reports).
+- ``only_attempt``: crash in this attempt only.
+- ``deaf``: ignore SIGTERM.
+- ``grandchild``: start a process that would outlive it, and say its pid in the metrics.
+- ``bundle``: what to hand in: ``good``, ``none``, ``outside``, ``symlink``, ``empty``.
+
+Each attempt leaves the steps it did in ``RUN/steps.txt``.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from worker.child import TrainerLink
+from worker.protocol import (
+    CheckpointReport,
+    Choice,
+    ChoicesReport,
+    ErrorReport,
+    ExitCode,
+    MetricsReport,
+    PhaseReport,
+    ProgressReport,
+    ResultReport,
+    TrainerSpec,
+    parse_spec,
+)
+
+
+def main() -> int:
+    link = TrainerLink()
+    spec = parse_spec(Path(sys.argv[1]).read_bytes())
+    script: dict[str, Any] = dict(spec.hyperparameters)
+    assert all(path.is_file() for path in spec.images), "images are files at hand"
+    link.send(ChoicesReport(choices={"steps": Choice(value=script.get("steps", 3), reason="scripted")}))
+    link.send(PhaseReport(phase="training"))
+    if script.get("grandchild"):
+        child = subprocess.Popen(["/bin/sleep", "300"])  # inherits stdout, so the log pipe stays open with it
+        link.send(MetricsReport(metrics={"grandchild": child.pid}))
+    total = script.get("steps", 3)
+    steps_done = _resume(spec)
+    for step in range(steps_done + 1, total + 1):
+        _misbehave(link, spec, script, step)
+        time.sleep(script.get("step_ms", 5) / 1000)
+        with (spec.checkpoints_dir.parent / "steps.txt").open("a") as log:
+            log.write(f"{step}\n")
+        _save(spec, step)
+        link.send(CheckpointReport(step=step))
+        link.send(ProgressReport(phase="training", epoch=0, step=step, total_steps=total, images_per_second=10.0))
+        link.send(MetricsReport(metrics={"loss": 1 / step, "attempt": spec.attempt}))
+        if link.stop_requested and not script.get("deaf"):
+            return ExitCode.STOPPED
+    link.send(PhaseReport(phase="evaluating"))
+    _hand_in(link, spec, script)
+    return ExitCode.DONE
+
+
+def _resume(spec: TrainerSpec) -> int:
+    for folder in spec.resume_from:
+        if (folder / "step.json").is_file():
+            return int(json.loads((folder / "step.json").read_text())["step"])
+    return 0
+
+
+def _save(spec: TrainerSpec, step: int) -> None:
+    aside = spec.checkpoints_dir / "step.json.tmp"
+    aside.write_text(json.dumps({"step": step}))
+    aside.rename(spec.checkpoints_dir / "step.json")
+
+
+def _misbehave(link: TrainerLink, spec: TrainerSpec, script: dict[str, Any], step: int) -> None:
+    what = script.get("crash_at", {}).get(str(step))
+    if what is None or script.get("only_attempt", spec.attempt) != spec.attempt:
+        return
+    word, _, number = what.partition(" ")
+    if word == "exit":
+        os._exit(int(number))
+    if word == "signal":
+        print("about to die", flush=True)  # noqa: T201 - the log is under test
+        os.kill(os.getpid(), int(number))
+        time.sleep(60)
+    if word in {"usage", "fatal", "transient"}:
+        link.send(ErrorReport(kind=word, code=f"scripted_{word}", message="As told.", param="crash_at"))  # type: ignore[arg-type]
+        os._exit({"usage": 64, "fatal": 70, "transient": 75}[word])
+    if word == "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(300)
+    if word == "flood":
+        for n in range(5000):
+            link.send(MetricsReport(metrics={"n": n}))
+    if word == "garbage":
+        fd = int(os.environ["MUST_REPORT_FD"])
+        for line in (b"{\n", b"\xff\xfe\n", b'{"type":"phase","v":2,"phase":"x"}\n', b"x" * 10**6 + b"\n"):
+            os.write(fd, line) if len(line) < 4096 else _write_all(fd, line)
+
+
+def _write_all(fd: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(fd, content) :]
+
+
+def _hand_in(link: TrainerLink, spec: TrainerSpec, script: dict[str, Any]) -> None:
+    kind = script.get("bundle", "good")
+    bundle = spec.output_dir / "bundle"
+    if kind == "outside":
+        bundle = spec.output_dir.parent.parent
+    elif kind != "none":
+        (bundle / "weights").mkdir(parents=True)
+    if kind == "good":
+        (bundle / "bundle.json").write_text(json.dumps({"job": spec.job_id}))
+        (bundle / "weights" / "model.bin").write_bytes(b"weights of " + spec.job_id.encode())
+    if kind == "symlink":
+        (bundle / "passwd").symlink_to("/etc/passwd")
+    if kind != "none":
+        link.send(ResultReport(bundle_dir=bundle, metrics={"agreement": 0.5}, verdict={"adapted_is_better": True}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

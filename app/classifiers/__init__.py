@@ -1,0 +1,1 @@
+"""Published classifiers: their rows and what is told about them."""

@@ -1,0 +1,35 @@
+"""Classifiers between the layers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierView:
+    """Everything that is told about a classifier; ``files`` are bundle file name -> sha256, empty for zero-shot."""
+
+    id: str
+    name: str | None
+    kind: str
+    base_model: str
+    classes: list[Any]
+    templates: list[str]
+    job_id: str | None
+    files: Mapping[str, str]
+    version: str
+    metrics: Mapping[str, float]
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewClassifier:
+    """A zero-shot classifier to be stored."""
+
+    id: str
+    name: str | None
+    base_model: str
+    classes: list[Any]
+    templates: list[str]
+    version: str

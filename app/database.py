@@ -1,0 +1,206 @@
+"""Engines, sessions, the database's clock and the migrations. Nothing is opened or created on import.
+
+SQLite and PostgreSQL behave alike here. A plain session opens a *write* transaction: on SQLite ``BEGIN IMMEDIATE``, so
+that a transaction that reads first and writes later can never fail half-way for a lock. Whoever only reads opens
+`read_only`, which on SQLite's write-ahead log never waits for a writer.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from sqlite3 import Connection as SqliteConnection
+from sqlite3 import OperationalError as SqliteOperationalError
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, func, literal, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import Float
+
+from app.tables import UtcDateTime
+
+MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+MIGRATION_LOCK = 0x6D757374  # any constant: the advisory lock that two migrators of one database share
+
+BUSY_TIMEOUT = timedelta(seconds=15)
+STATEMENT_TIMEOUT = timedelta(seconds=30)
+READ_ONLY = "must_read_only"
+
+
+def make_engine(url: str) -> Engine:
+    """An engine for ``url`` with this service's settings for its database.
+
+    The folder of a SQLite file is created when missing. Connections are opened on first use.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(parsed, json_serializer=_to_json)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    milliseconds = int(STATEMENT_TIMEOUT.total_seconds() * 1000)
+    return create_engine(
+        parsed,
+        json_serializer=_to_json,
+        pool_pre_ping=True,
+        pool_size=10,
+        max_overflow=10,
+        pool_timeout=10,
+        connect_args={
+            "connect_timeout": 5,
+            "keepalives": 1,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+            "options": f"-c statement_timeout={milliseconds} -c idle_in_transaction_session_timeout=60000",
+        },
+    )
+
+
+def _to_json(value: object) -> str:
+    # PostgreSQL refuses NaN in JSON and SQLite would keep it: refuse it everywhere.
+    return json.dumps(value, allow_nan=False)
+
+
+def make_sessionmaker(engine: Engine) -> sessionmaker[Session]:
+    """Sessions on ``engine``. Objects stay readable after the commit; nothing is reloaded behind one's back."""
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+@contextmanager
+def read_only(sessions: sessionmaker[Session]) -> Iterator[Session]:
+    """A session with one transaction that sees one state of the database and may not write.
+
+    On SQLite it does not wait for writers, and writers do not wait for it. Writing in it raises the database's error.
+    """
+    with sessions() as session, session.begin():
+        session.connection(execution_options={READ_ONLY: True, "postgresql_readonly": True})
+        yield session
+
+
+class now_utc(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function it is
+    """SQL: the database's clock at the start of the statement. No worker's own clock enters the ledger."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+class _NowPlus(FunctionElement[datetime]):
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+def now_plus(delta: timedelta) -> FunctionElement[datetime]:
+    """SQL: the database's clock plus ``delta`` (which may be negative), to the millisecond."""
+    return _NowPlus(literal(delta.total_seconds(), Float()))
+
+
+# SQLite keeps instants as text. These expressions write what `UtcDateTime` writes, six decimals, so that text order
+# is time order.
+_SQLITE_FORMAT = "'%Y-%m-%d %H:%M:%f000'"
+
+
+@compiles(now_utc, "sqlite")
+def _now_sqlite(element: now_utc, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ARG001 - SQLAlchemy's signature
+    return f"strftime({_SQLITE_FORMAT}, 'now')"
+
+
+@compiles(now_utc)
+def _now(element: now_utc, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ARG001 - SQLAlchemy's signature
+    # now() is the transaction's start, which may lie far back when the transaction waited for a lock;
+    # clock_timestamp() changes within the statement and defeats indexes.
+    return "statement_timestamp()"
+
+
+@compiles(_NowPlus, "sqlite")
+def _now_plus_sqlite(element: _NowPlus, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"strftime({_SQLITE_FORMAT}, 'now', printf('%+.3f seconds', {compiler.process(element.clauses, **kw)}))"
+
+
+@compiles(_NowPlus)
+def _now_plus(element: _NowPlus, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"(statement_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)}))"
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the schema to the newest revision. Safe for any number of processes at once: one does it, the rest wait.
+
+    All revisions run in one transaction: the schema is the old one or the new one, never between.
+    """
+    config = alembic_config()
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            _migrate_sqlite(connection, config)
+        else:
+            with connection.begin():
+                connection.execute(text("SET LOCAL statement_timeout = 0"))
+                connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+                connection.execute(func.pg_advisory_xact_lock(MIGRATION_LOCK).select())
+                connection.execute(text("SET LOCAL lock_timeout = '15s'"))
+                _upgrade(connection, config)
+
+
+def alembic_config() -> Config:
+    """Where the migrations are, for running alembic from code."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _upgrade(connection: Connection, config: Config) -> None:
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _migrate_sqlite(connection: Connection, config: Config) -> None:
+    # SQLite changes a table by copying it and dropping the old one, and the drop would cascade into the rows that
+    # refer to it. The switch works outside of transactions only, hence on the driver's connection.
+    driver: Any = connection.connection.driver_connection
+    driver.execute("PRAGMA foreign_keys=OFF")
+    try:
+        with connection.begin():  # BEGIN IMMEDIATE: a second migrator waits here, then finds nothing to do
+            _upgrade(connection, config)
+            if broken := connection.execute(text("PRAGMA foreign_key_check")).all():
+                raise RuntimeError(f"migration leaves {len(broken)} rows that refer to nothing")
+    finally:
+        driver.execute("PRAGMA foreign_keys=ON")
+
+
+def _prepare_sqlite(connection: SqliteConnection, record: object) -> None:  # noqa: ARG001 - SQLAlchemy's signature
+    connection.isolation_level = None  # the driver begins no transaction of its own: `_begin_sqlite` does
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT.total_seconds() * 1000)}")
+    _use_wal(cursor)
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _use_wal(cursor: Any) -> None:
+    """Switch a new file to write-ahead logging. The switch ignores busy_timeout, and every process tries at once."""
+    deadline = time.monotonic() + BUSY_TIMEOUT.total_seconds()
+    while cursor.execute("PRAGMA journal_mode").fetchone()[0] not in {"wal", "memory"}:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except SqliteOperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reading = connection.get_execution_options().get(READ_ONLY, False)
+    connection.exec_driver_sql(f"PRAGMA query_only={'ON' if reading else 'OFF'}")
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

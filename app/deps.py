@@ -1,0 +1,66 @@
+"""What routes ask for: the services that app/main.py put together."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.config import Settings
+from app.services.classifiers import ClassifierService
+from app.services.classify import ClassifyService
+from app.services.datasets import DatasetService
+from app.services.health import HealthService
+from app.services.jobs import JobService
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Everything a request may need; lives as long as the application."""
+
+    settings: Settings
+    datasets: DatasetService
+    jobs: JobService
+    classifiers: ClassifierService
+    classify: ClassifyService
+    health: HealthService
+
+
+def services(request: Request) -> Services:
+    """The application's services."""
+    found: Services = request.app.state.services
+    return found
+
+
+ServicesDep = Annotated[Services, Depends(services)]
+
+
+def _settings(of: ServicesDep) -> Settings:
+    return of.settings
+
+
+def _datasets(of: ServicesDep) -> DatasetService:
+    return of.datasets
+
+
+def _jobs(of: ServicesDep) -> JobService:
+    return of.jobs
+
+
+def _classifiers(of: ServicesDep) -> ClassifierService:
+    return of.classifiers
+
+
+def _classify(of: ServicesDep) -> ClassifyService:
+    return of.classify
+
+
+def _health(of: ServicesDep) -> HealthService:
+    return of.health
+
+
+SettingsDep = Annotated[Settings, Depends(_settings)]
+DatasetServiceDep = Annotated[DatasetService, Depends(_datasets)]
+JobServiceDep = Annotated[JobService, Depends(_jobs)]
+ClassifierServiceDep = Annotated[ClassifierService, Depends(_classifiers)]
+ClassifyServiceDep = Annotated[ClassifyService, Depends(_classify)]
+HealthServiceDep = Annotated[HealthService, Depends(_health)]

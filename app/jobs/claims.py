@@ -1,0 +1,238 @@
+"""Jobs as a worker holds them. Each write names the claim it is made under; one that matches no row changes nothing
+and raises `LeaseLost`. Translates between rows and messages; the ledger owns the transaction.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.database import now_plus, now_utc
+from app.jobs.errors import LeaseLost
+from app.jobs.events import add_event, add_status_event
+from app.jobs.messages import Beat, Claim, JobError, Publication, Report
+from app.jobs.status import JobStatus
+from app.tables import Classifier, DatasetImage, Job
+
+QUEUED = JobStatus.QUEUED.value
+RUNNING = JobStatus.RUNNING.value
+CANCELLING = JobStatus.CANCELLING.value
+
+WORKER_LOST = JobError(
+    code="worker_lost", message="The worker stopped answering, and no attempts are left. The job can be resumed."
+)
+
+
+class ClaimStore:
+    """Guarded writes of attempts on one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def take(self, owner: str, lease: timedelta, job_id: str | None) -> Claim | None:
+        """Claim the oldest job that may run now, or only ``job_id``. None when there is none."""
+        claimable = _claimable()
+        wanted = select(Job.id).where(claimable).order_by(Job.created_at, Job.id).limit(1)
+        if job_id is not None:
+            wanted = wanted.where(Job.id == job_id)
+        # Two statements on purpose: inside one UPDATE a planner may run the locking subquery more than once.
+        # SQLite has no row locks and needs none: the whole transaction holds its write lock.
+        found = self._session.scalar(wanted.with_for_update(skip_locked=True))
+        if found is None:
+            return None
+        row = self._session.execute(
+            update(Job)
+            .where(Job.id == found, claimable)
+            .values(
+                status=RUNNING,
+                owner=owner,
+                lease_until=now_plus(lease),
+                attempt=Job.attempt + 1,
+                started_at=func.coalesce(Job.started_at, now_utc()),
+                notify_at=None,
+                num_notified=0,
+                progress={"phase": "preparing"},
+                estimated_finish_at=None,
+            )
+            .returning(
+                Job.attempt,
+                Job.attempts_forgiven,
+                Job.max_attempts,
+                Job.dataset_id,
+                Job.base_model,
+                Job.classes,
+                Job.templates,
+                Job.hyperparameters,
+                Job.seed,
+            )
+            .execution_options(synchronize_session=False)
+        ).one_or_none()
+        if row is None:
+            return None
+        ordinal = row.attempt - row.attempts_forgiven
+        message = f"Attempt {ordinal} of {row.max_attempts}."
+        add_status_event(self._session, found, JobStatus.RUNNING, message, ordinal)
+        return Claim(
+            job_id=found,
+            owner=owner,
+            attempt=row.attempt,
+            ordinal=ordinal,
+            max_attempts=row.max_attempts,
+            dataset_id=row.dataset_id,
+            base_model=row.base_model,
+            classes=row.classes,
+            templates=row.templates,
+            hyperparameters=row.hyperparameters,
+            seed=row.seed,
+        )
+
+    def extend(self, claim: Claim, lease: timedelta) -> Beat:
+        """Move the end of the lease to ``lease`` from now. An expired lease that nobody took is revived."""
+        return self._write(claim, {"lease_until": now_plus(lease)})
+
+    def record(self, claim: Claim, report: Report) -> Beat:
+        """Store news of the attempt."""
+        values: dict[str, Any] = {
+            name: dict(value)
+            for name in ("progress", "metrics", "choices")
+            if (value := getattr(report, name)) is not None
+        }
+        if report.remaining is not None:
+            values["estimated_finish_at"] = now_plus(report.remaining)
+        beat = self._write(claim, values)
+        for kind, data in report.events:
+            add_event(self._session, claim.job_id, kind, {**data, "attempt": claim.ordinal})
+        return beat
+
+    def settle(
+        self, claim: Claim, target: JobStatus, message: str, values: Mapping[str, Any] | None = None
+    ) -> JobStatus:
+        """End the attempt: running moves to ``target``, and cancelling to cancelled whatever the target.
+
+        Repeating a call whose answer was lost returns the same. Returns where the job ended up.
+        """
+        moves = [(JobStatus.RUNNING, target), (JobStatus.CANCELLING, JobStatus.CANCELLED)]
+        if target is JobStatus.CANCELLED:
+            moves = moves[1:]
+        for source, destination in moves:
+            more = {} if destination is not target else dict(values or {})
+            if destination.is_terminal:
+                more |= {"finished_at": now_utc()}
+            moved = self._session.execute(
+                update(Job)
+                .where(*self._fence(claim), Job.status == source.value)
+                .values(status=destination.value, lease_until=None, estimated_finish_at=None, **more)
+                .returning(Job.id)
+                .execution_options(synchronize_session=False)
+            ).one_or_none()
+            if moved is not None:
+                said = message if destination is target else "Cancelled."
+                add_status_event(self._session, claim.job_id, destination, said, claim.ordinal)
+                return destination
+        return self._settled_before(claim, target)
+
+    def insert_classifier(self, claim: Claim, publication: Publication) -> None:
+        """The row that makes the classifier exist. UNIQUE(job_id) refuses a second one."""
+        name = self._session.scalar(select(Job.name).where(Job.id == claim.job_id))
+        self._session.execute(
+            insert(Classifier).values(
+                id=publication.classifier_id,
+                name=name,
+                kind="adapted",
+                base_model=claim.base_model,
+                classes=claim.classes,
+                templates=claim.templates,
+                job_id=claim.job_id,
+                files=dict(publication.files),
+                version=publication.version,
+                metrics=dict(publication.metrics),
+                created_at=now_utc(),
+            )
+        )
+
+    def progress_of(self, job_id: str) -> dict[str, Any]:
+        """How far the job was when it last said so."""
+        return self._session.scalar(select(Job.progress).where(Job.id == job_id)) or {}
+
+    def classifier_of(self, job_id: str) -> str | None:
+        """Id of the classifier that the job published."""
+        return self._session.scalar(select(Classifier.id).where(Classifier.job_id == job_id))
+
+    def image_digests(self, dataset_id: str) -> Sequence[str]:
+        """sha256 of the dataset's images, in order."""
+        query = select(DatasetImage.sha256).where(DatasetImage.dataset_id == dataset_id)
+        return self._session.scalars(query.order_by(DatasetImage.position)).all()
+
+    def fail_exhausted(self) -> Sequence[str]:
+        """Fail running jobs whose lease ran out in their last attempt. Returns their ids."""
+        dead = and_(Job.status == RUNNING, Job.lease_until < now_utc(), ~_attempts_left())
+        values = {"status": JobStatus.FAILED.value, "error": WORKER_LOST.to_dict()}
+        return self._sweep(dead, values, JobStatus.FAILED, WORKER_LOST.message)
+
+    def finish_cancelling(self) -> Sequence[str]:
+        """Cancel jobs whose worker died before it could obey. Returns their ids."""
+        dead = and_(Job.status == CANCELLING, Job.lease_until < now_utc())
+        values = {"status": JobStatus.CANCELLED.value}
+        return self._sweep(dead, values, JobStatus.CANCELLED, "Cancelled; its worker had stopped answering.")
+
+    def statuses(self, job_ids: Sequence[str]) -> dict[str, tuple[JobStatus, timedelta]]:
+        """Of those jobs that exist: the status, and how long ago the job finished (zero when it has not)."""
+        query = select(Job.id, Job.status, Job.finished_at, now_utc().label("now")).where(Job.id.in_(job_ids))
+        return {
+            row.id: (JobStatus(row.status), row.now - row.finished_at if row.finished_at else timedelta(0))
+            for row in self._session.execute(query)
+        }
+
+    def _fence(self, claim: Claim) -> tuple[ColumnElement[bool], ...]:
+        return (Job.id == claim.job_id, Job.owner == claim.owner, Job.attempt == claim.attempt)
+
+    def _write(self, claim: Claim, values: Mapping[str, Any]) -> Beat:
+        status = self._session.execute(
+            update(Job)
+            .where(*self._fence(claim), Job.status.in_([RUNNING, CANCELLING]))
+            # Naming a column even when nothing changes keeps this a write: it locks the row and tests the fence.
+            .values(owner=claim.owner, **values)
+            .returning(Job.status)
+            .execution_options(synchronize_session=False)
+        ).scalar_one_or_none()
+        if status is None:
+            raise LeaseLost(claim.job_id, claim.attempt)
+        return Beat(cancel_requested=status == CANCELLING)
+
+    def _settled_before(self, claim: Claim, target: JobStatus) -> JobStatus:
+        row = self._session.execute(
+            select(Job.status, Job.owner).where(Job.id == claim.job_id, Job.attempt == claim.attempt)
+        ).one_or_none()
+        # A requeued job has no owner any more; the attempt alone shows that it was this claim that let go.
+        mine = row is not None and (row.owner == claim.owner or row.status == QUEUED)
+        if row is not None and mine and row.status in {target.value, JobStatus.CANCELLED.value}:
+            return JobStatus(row.status)
+        raise LeaseLost(claim.job_id, claim.attempt)
+
+    def _sweep(
+        self, dead: ColumnElement[bool], values: Mapping[str, Any], status: JobStatus, message: str
+    ) -> Sequence[str]:
+        ids = self._session.scalars(select(Job.id).where(dead).order_by(Job.id).with_for_update(skip_locked=True)).all()
+        for job_id in ids:
+            attempt = self._session.execute(
+                update(Job)
+                .where(Job.id == job_id, dead)
+                .values(owner=None, lease_until=None, estimated_finish_at=None, finished_at=now_utc(), **values)
+                .returning(Job.attempt - Job.attempts_forgiven)
+                .execution_options(synchronize_session=False)
+            ).scalar_one()
+            add_status_event(self._session, job_id, status, message, attempt)
+        return ids
+
+
+def _attempts_left() -> ColumnElement[bool]:
+    return Job.attempt - Job.attempts_forgiven < Job.max_attempts
+
+
+def _claimable() -> ColumnElement[bool]:
+    return or_(
+        and_(Job.status == QUEUED, Job.available_at <= now_utc()),
+        and_(Job.status == RUNNING, Job.lease_until < now_utc(), _attempts_left()),
+    )

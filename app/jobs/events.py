@@ -1,0 +1,59 @@
+"""The durable events of jobs.
+
+Every transaction that adds an event to a job has changed or inserted that job's row first. The row's lock then orders
+the transactions, so within one job the ids become visible in order and a reader that asks for "after 17" misses
+nothing. Across jobs no such order is promised.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import func, insert, select
+from sqlalchemy.orm import Session
+
+from app.database import now_utc
+from app.jobs.messages import Event, EventType, StatusChange
+from app.jobs.status import JobStatus
+from app.tables import JobEvent
+
+
+def add_event(session: Session, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
+    """Append one event. The caller has written the job's row in this transaction."""
+    session.execute(insert(JobEvent).values(job_id=job_id, at=now_utc(), type=kind.value, data=dict(data)))
+
+
+def add_status_event(session: Session, job_id: str, status: JobStatus, message: str, attempt: int) -> None:
+    """Append the event of a status move, in the same transaction as the move."""
+    add_event(
+        session,
+        job_id,
+        EventType.STATUS,
+        {"status": status.value, "message": message, "attempt": attempt},
+    )
+
+
+def list_events(session: Session, job_id: str, *, after: int, limit: int) -> list[Event]:
+    """The job's first ``limit`` events with ids above ``after``, in order."""
+    query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.id > after).order_by(JobEvent.id).limit(limit)
+    return [
+        Event(id=row.id, job_id=row.job_id, at=row.at, type=EventType(row.type), data=row.data)
+        for row in session.scalars(query)
+    ]
+
+
+def last_event_id(session: Session, job_id: str) -> int:
+    """Id of the job's newest event; 0 when it has none."""
+    return session.scalar(select(func.max(JobEvent.id)).where(JobEvent.job_id == job_id)) or 0
+
+
+def status_changes(session: Session, job_ids: Sequence[str]) -> dict[str, tuple[StatusChange, ...]]:
+    """Each job's history, oldest first."""
+    query = (
+        select(JobEvent.job_id, JobEvent.at, JobEvent.data)
+        .where(JobEvent.job_id.in_(job_ids), JobEvent.type == EventType.STATUS.value)
+        .order_by(JobEvent.id)
+    )
+    changes: dict[str, list[StatusChange]] = {job_id: [] for job_id in job_ids}
+    for job_id, at, data in session.execute(query):
+        changes[job_id].append(StatusChange(status=JobStatus(data["status"]), at=at, message=data["message"]))
+    return {job_id: tuple(found) for job_id, found in changes.items()}

@@ -1,0 +1,161 @@
+"""The ledger: where workers take jobs, prove that they live, report, and hand in. Each method is one short transaction.
+
+Times are the database's; no worker's clock matters. Each write carries the claim it is made under and raises
+`LeaseLost` when the job is no longer that claim's. Any method raises `LedgerUnavailable` when the database does not
+answer; the call may then have taken effect or not, and may be repeated: a second run of one that took effect returns
+what the first would have.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.database import now_plus, now_utc, read_only
+from app.jobs.claims import ClaimStore
+from app.jobs.errors import LedgerUnavailable
+from app.jobs.messages import Beat, Claim, JobError, Publication, Report, Swept
+from app.jobs.status import JobStatus
+from app.jobs.store import JobStore
+from app.tables import Job
+
+
+class Ledger:
+    """The worker's face of the jobs table. Safe to share between threads."""
+
+    def __init__(self, sessions: sessionmaker[Session]) -> None:
+        self._sessions = sessions
+
+    def claim(self, owner: str, lease: timedelta, job_id: str | None = None) -> Claim | None:
+        """Take a job for ``lease``: ``job_id`` if given and free, else the oldest free one. None when there is none.
+
+        Free is a queued job, and a running one whose lease ran out with attempts left.
+        """
+        with self._write() as session:
+            return ClaimStore(session).take(owner, lease, job_id)
+
+    def image_digests(self, dataset_id: str) -> Sequence[str]:
+        """sha256 of the dataset's images, in order."""
+        with self._read() as session:
+            return ClaimStore(session).image_digests(dataset_id)
+
+    def beat(self, claim: Claim, lease: timedelta) -> Beat:
+        """Hold the job for ``lease`` from now."""
+        with self._write() as session:
+            return ClaimStore(session).extend(claim, lease)
+
+    def report(self, claim: Claim, report: Report) -> Beat:
+        """Store news of the attempt. Repeating it may repeat its events."""
+        with self._write() as session:
+            return ClaimStore(session).record(claim, report)
+
+    def release(self, claim: Claim) -> JobStatus:
+        """Give the job back, unfinished through no fault of its own: queued again, and the attempt is not counted.
+
+        The fence still grows with the next claim. Returns ``cancelled`` when a cancel came first.
+        """
+        values = {
+            "owner": None,
+            "attempts_forgiven": Job.attempts_forgiven + 1,
+            "available_at": now_utc(),
+            "notify_at": now_utc(),
+            "num_notified": 0,
+        }
+        with self._write() as session:
+            return ClaimStore(session).settle(claim, JobStatus.QUEUED, "Interrupted; to be continued.", values)
+
+    def retry_later(self, claim: Claim, error: JobError, delay: timedelta) -> JobStatus:
+        """The attempt failed for a reason that may pass: queued again after ``delay``, or failed with ``error`` when
+        it was the last. Returns which, or ``cancelled`` when a cancel came first."""
+        if claim.is_last:
+            return self.fail(claim, error)
+        values = {
+            "owner": None,
+            "available_at": now_plus(delay),
+            "notify_at": now_plus(delay),
+            "num_notified": 0,
+        }
+        message = f"{error.message} Trying again. ({error.code})"
+        with self._write() as session:
+            return ClaimStore(session).settle(claim, JobStatus.QUEUED, message, values)
+
+    def fail(self, claim: Claim, error: JobError) -> JobStatus:
+        """End the job as failed, or as ``cancelled`` when a cancel came first. Returns which."""
+        with self._write() as session:
+            return ClaimStore(session).settle(claim, JobStatus.FAILED, error.message, {"error": error.to_dict()})
+
+    def cancelled(self, claim: Claim) -> JobStatus:
+        """End a job that is cancelling: its trainer has stopped."""
+        with self._write() as session:
+            return ClaimStore(session).settle(claim, JobStatus.CANCELLED, "Cancelled.")
+
+    def publish(self, claim: Claim, publication: Publication) -> str | None:
+        """Make the classifier exist and the job succeed, both or neither, once.
+
+        Returns the id of the job's classifier, which is not the publication's when an earlier call with an answer
+        lost in transit had another. None when a cancel came first: the job is then cancelled.
+        """
+        values = {
+            "metrics": dict(publication.metrics),
+            "verdict": dict(publication.verdict) if publication.verdict is not None else None,
+        }
+        with self._write() as session:
+            store = ClaimStore(session)
+            values["progress"] = {**store.progress_of(claim.job_id), "phase": "done"}
+            existing = store.classifier_of(claim.job_id)
+            status = store.settle(claim, JobStatus.SUCCEEDED, "The classifier is ready.", values)
+            if status is not JobStatus.SUCCEEDED:
+                return None
+            if existing is not None:
+                return existing
+            store.insert_classifier(claim, publication)
+            return publication.classifier_id
+
+    def sweep(self) -> Swept:
+        """End the jobs whose workers died for good. Any number of sweepers may run: each job is ended once.
+
+        A dead worker's job that has attempts left needs no sweeping, `claim` takes it as it is.
+        """
+        with self._write() as session:
+            store = ClaimStore(session)
+            return Swept(failed=tuple(store.fail_exhausted()), cancelled=tuple(store.finish_cancelling()))
+
+    def unsent(self, limit: int = 100) -> Sequence[str]:
+        """Ids of jobs that wait for a worker and whose next broker message is due."""
+        with self._read() as session:
+            return JobStore(session).unsent(limit)
+
+    def mark_notified(self, job_ids: Sequence[str]) -> None:
+        """Note that a message about each job went out just now."""
+        with self._write() as session:
+            JobStore(session).mark_notified(job_ids)
+
+    def statuses(self, job_ids: Sequence[str]) -> dict[str, tuple[JobStatus, timedelta]]:
+        """Of those jobs that exist: the status, and how long ago the job finished (zero when it has not)."""
+        with self._read() as session:
+            return ClaimStore(session).statuses(job_ids)
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        with _translated(), self._sessions() as session, session.begin():
+            yield session
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with _translated(), read_only(self._sessions) as session:
+            yield session
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeout) as e:
+        raise LedgerUnavailable(str(e)) from e
+    except DBAPIError as e:
+        if e.connection_invalidated:
+            raise LedgerUnavailable(str(e)) from e
+        raise

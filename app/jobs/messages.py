@@ -1,0 +1,165 @@
+"""What passes between the ledger and its callers: frozen, and free of rows and sessions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from app.jobs.status import JobStatus
+
+
+class EventType(StrEnum):
+    """Kinds of durable events."""
+
+    STATUS = "status"
+    """``{status, message, attempt}``: the status moved, or another attempt began."""
+    PHASE = "phase"
+    """``{phase, attempt}``"""
+    CHOICES = "choices"
+    """``{choices: {name: {value, reason}}, attempt}``: how each hyper-parameter was chosen."""
+    METRICS = "metrics"
+    """``{metrics: {name: value}, progress: {…}, attempt}``: a thinned-out history, not every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """A job as submitted. ``hyperparameters`` are as asked: each "auto" or a value."""
+
+    id: str
+    dataset_id: str
+    base_model: str
+    classes: list[Any]
+    templates: list[str]
+    hyperparameters: dict[str, Any]
+    seed: int
+    max_attempts: int
+    name: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobError:
+    """Why a job failed, for its user. ``code`` is stable, ``param`` the setting it is about."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"code": self.code, "message": self.message, "param": self.param}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusChange:
+    """One entry of a job's history."""
+
+    status: JobStatus
+    at: datetime
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobView:
+    """Everything that is told about a job. ``attempt`` counts like ``max_attempts`` does: 0 before the first claim,
+    and an attempt that a graceful stop interrupted is continued, not counted again."""
+
+    id: str
+    status: JobStatus
+    name: str | None
+    metadata: Mapping[str, Any]
+    dataset_id: str | None
+    base_model: str
+    classes: list[Any]
+    templates: list[str]
+    hyperparameters: Mapping[str, Any]
+    choices: Mapping[str, Any] | None
+    seed: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    estimated_finish_at: datetime | None
+    attempt: int
+    max_attempts: int
+    progress: Mapping[str, Any] | None
+    metrics: Mapping[str, float] | None
+    verdict: Mapping[str, Any] | None
+    error: JobError | None
+    classifier_id: str | None
+    transitions: tuple[StatusChange, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened to a job. Within one job, a larger ``id`` became visible later."""
+
+    id: int
+    job_id: str
+    at: datetime
+    type: EventType
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A worker's hold on a job: what it is to do, and the fence (``job_id, owner, attempt``) of all its writes."""
+
+    job_id: str
+    owner: str
+    attempt: int
+    """The fence. Larger than in any claim before it."""
+    ordinal: int
+    """Which attempt this is of ``max_attempts``, from 1."""
+    max_attempts: int
+    dataset_id: str
+    base_model: str
+    classes: list[Any]
+    templates: list[str]
+    hyperparameters: Mapping[str, Any]
+    seed: int
+
+    @property
+    def is_last(self) -> bool:
+        """No retry follows when this attempt fails."""
+        return self.ordinal >= self.max_attempts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """The ledger's answer to a worker that still holds its job."""
+
+    cancel_requested: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """News of a running attempt. Fields left at None stay as they are in the ledger."""
+
+    progress: Mapping[str, Any] | None = None
+    metrics: Mapping[str, float] | None = None
+    choices: Mapping[str, Any] | None = None
+    remaining: timedelta | None = None
+    """Expected time until the job is done."""
+    events: tuple[tuple[EventType, Mapping[str, Any]], ...] = ()
+    """To be kept, in this order. Whoever reports thins them out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """A finished classifier whose files are blobs already."""
+
+    classifier_id: str
+    files: Mapping[str, str]
+    """File name inside the bundle -> sha256 of its blob."""
+    version: str
+    metrics: Mapping[str, float]
+    verdict: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """What one sweep ended: ids of jobs whose workers died for good."""
+
+    failed: tuple[str, ...] = ()
+    cancelled: tuple[str, ...] = ()

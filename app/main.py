@@ -1,0 +1,89 @@
+"""``create_app()``: puts the service together. Assembly only."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from sqlalchemy import Engine
+
+from app import __doc__ as about
+from app import __version__, errors, openapi
+from app.config import Settings
+from app.database import make_engine, make_sessionmaker, migrate
+from app.deps import Services
+from app.inference.bundles import StoredBundles
+from app.inference.catalog import ModelCatalog
+from app.inference.predictor import Predictor
+from app.ingest.decoding import DecoderPool
+from app.ingest.ingest import IngestLimits, Ingestor, image_limits
+from app.log import configure_logging
+from app.middleware import RequestIdMiddleware
+from app.queue import CeleryTaskQueue, LedgerOnlyQueue, TaskQueue
+from app.routes import classifiers, classify, datasets, health, jobs
+from app.services.classifiers import ClassifierService
+from app.services.classify import ClassifyService
+from app.services.datasets import DatasetService
+from app.services.health import HealthService
+from app.services.jobs import JobService
+from app.storage import make_storage
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Assemble the application; with no settings given, the environment's. Nothing is opened before its start."""
+    settings = settings or Settings()
+    configure_logging()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine = make_engine(settings.resolved_database_url)
+        migrate(engine)
+        decoder = DecoderPool(
+            processes=settings.decode_processes, limits=image_limits(settings), timeout=settings.decode_timeout
+        )
+        queue = _make_queue(settings)
+        try:
+            app.state.services = _make_services(settings, engine, decoder, queue)
+            yield
+        finally:
+            queue.close()
+            decoder.close()
+            engine.dispose()
+
+    app = FastAPI(title="MUST as a service", version=__version__, description=about or "", lifespan=lifespan)
+    for module in (datasets, jobs, classifiers, classify, health):
+        app.include_router(module.router)
+    app.add_middleware(RequestIdMiddleware)
+    errors.install(app)
+    openapi.install(app)
+    return app
+
+
+def _make_queue(settings: Settings) -> TaskQueue:
+    if settings.broker_url is None:
+        return LedgerOnlyQueue()
+    return CeleryTaskQueue(settings.broker_url.get_secret_value())
+
+
+def _make_services(settings: Settings, engine: Engine, decoder: DecoderPool, queue: TaskQueue) -> Services:
+    sessions = make_sessionmaker(engine)
+    storage = make_storage(settings.resolved_storage_url, settings.data_dir / "cache")
+    catalog = ModelCatalog(settings.models, default=settings.default_model)
+    predictor = Predictor(
+        catalog=catalog,
+        bundles=StoredBundles(storage=storage, folder=settings.data_dir / "bundles"),
+        max_models=settings.max_cached_models,
+    )
+    classifier_service = ClassifierService(sessions=sessions, predictor=predictor, catalog=catalog)
+    return Services(
+        settings=settings,
+        datasets=DatasetService(
+            sessions=sessions,
+            ingestor=Ingestor(storage=storage, decoder=decoder, limits=IngestLimits.from_settings(settings)),
+        ),
+        jobs=JobService(
+            sessions=sessions, queue=queue, classifiers=classifier_service, max_attempts=settings.max_attempts
+        ),
+        classifiers=classifier_service,
+        classify=ClassifyService(classifiers=classifier_service, predictor=predictor, decoder=decoder),
+        health=HealthService(sessions=sessions, queue=queue),
+    )

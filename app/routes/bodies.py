@@ -1,0 +1,69 @@
+"""Request bodies: JSON read strictly, and forms turned into the same models."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel
+
+from app.exceptions import PayloadTooLarge, UnsupportedMedia
+from app.inference.classes import ClassList
+from app.schemas.jobs import ClassIn
+from app.schemas.parsing import MAX_JSON_BYTES, read_json, read_model, to_model
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def is_form(request: Request) -> bool:
+    """Whether the body is a multipart form."""
+    return _media_type(request) == "multipart/form-data"
+
+
+async def read_json_body(request: Request, model: type[M], *, max_bytes: int = MAX_JSON_BYTES) -> M:
+    """Read a JSON body; raises `UnsupportedMedia`, `PayloadTooLarge` and as `read_model` does."""
+    if _media_type(request) != "application/json" or "content-encoding" in request.headers:
+        raise UnsupportedMedia("unsupported_media_type", "The body is application/json or multipart/form-data.")
+    raw = bytearray()
+    async for part in request.stream():
+        raw += part
+        if len(raw) > max_bytes:
+            raise PayloadTooLarge("payload_too_large", f"A JSON body has at most {max_bytes} bytes.")
+    return read_model(bytes(raw), model)
+
+
+def form_model(fields: Mapping[str, str], model: type[M], *, plain: frozenset[str]) -> M:
+    """Make a wire model of form fields: those of ``plain`` as they are, all others as JSON.
+
+    ``classes`` and ``templates`` may also be written one a line.
+    """
+    values: dict[str, Any] = {}
+    for name, text in fields.items():
+        if name in plain:
+            values[name] = text
+        elif name in {"classes", "templates"} and not text.lstrip().startswith("["):
+            values[name] = [line.strip() for line in text.splitlines() if line.strip()]
+        else:
+            values[name] = read_json(text.encode(), param=_known(name, model))
+    return to_model(values, model)
+
+
+def class_list(classes: Sequence[str | ClassIn], templates: Sequence[str] | None) -> ClassList:
+    """The class list of a request, default templates included."""
+    return ClassList.of([(c, ()) if isinstance(c, str) else (c.name, c.prompts) for c in classes], templates)
+
+
+def body_schema(model: type[BaseModel], *, form: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """``openapi_extra`` for a route that reads its body by itself; the model is listed in `app.openapi`."""
+    reference = {"$ref": f"#/components/schemas/{model.__name__}"}
+    content: dict[str, Any] = {"application/json": {"schema": reference}}
+    if form is not None:
+        content["multipart/form-data"] = {"schema": {"type": "object", "properties": dict(form)}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _known(name: str, model: type[BaseModel]) -> str | None:
+    return name if name in model.model_fields else None

@@ -1,0 +1,121 @@
+"""``/jobs``."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from app.deps import DatasetServiceDep, JobServiceDep, SettingsDep
+from app.exceptions import MalformedRequest, ServiceError
+from app.routes.bodies import body_schema, class_list, form_model, is_form, read_json_body
+from app.routes.event_stream import event_stream
+from app.routes.multipart import FILE_FIELDS, FormLimits, read_form
+from app.routes.paging import PagingDep
+from app.schemas.common import Page
+from app.schemas.jobs import EventOut, JobCreate, JobOptions, JobOut
+from app.services.jobs import JobRequest
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_PLAIN = frozenset({"name", "base_model"})
+_RETRY_AFTER_S = "2"
+_FORM = {
+    "archive": {"type": "string", "format": "binary", "description": "One zip or tar with the images."},
+    "images": {"type": "array", "items": {"type": "string", "format": "binary"}, "description": "Image files."},
+    "classes": {"type": "string", "description": "A JSON list as in the JSON form, or one name a line."},
+    **{name: {"type": "string", "description": "As in the JSON form."} for name in sorted(_PLAIN)},
+    **{
+        name: {"type": "string", "description": "As in the JSON form, written as JSON."}
+        for name in ("templates", "hyperparameters", "seed", "metadata")
+    },
+}
+
+
+@router.post("", status_code=202, openapi_extra=body_schema(JobCreate, form=_FORM))
+async def create_job(
+    request: Request, response: Response, jobs: JobServiceDep, datasets: DatasetServiceDep, settings: SettingsDep
+) -> JobOut:
+    """Start an adaptation: JSON with a dataset's id, or a form with images and classes in one request."""
+    if is_form(request):
+        async with read_form(request, FormLimits.from_settings(settings)) as form:
+            wanted = _job_request(form_model(form.fields, JobOptions, plain=_PLAIN))
+            await run_in_threadpool(jobs.check, wanted)  # before any image is unpacked
+            uploads = form.uploads(*FILE_FIELDS)
+            ingested = await run_in_threadpool(datasets.create, uploads, name=wanted.name)
+        try:
+            job = await run_in_threadpool(jobs.submit, ingested.dataset.id, wanted)
+        except ServiceError:
+            await run_in_threadpool(datasets.delete, ingested.dataset.id)  # nobody knows of it
+            raise
+    else:
+        body = await read_json_body(request, JobCreate)
+        job = await run_in_threadpool(jobs.submit, body.dataset_id, _job_request(body))
+    response.headers["Location"] = f"/jobs/{job.id}"
+    response.headers["Retry-After"] = _RETRY_AFTER_S
+    return JobOut.of(job)
+
+
+@router.get("")
+def list_jobs(service: JobServiceDep, paging: PagingDep) -> Page[JobOut]:
+    """List jobs, newest first."""
+    found = [JobOut.of(view) for view in service.list(limit=paging.limit + 1, after=paging.after)]
+    return Page[JobOut].of(found, limit=paging.limit, id_of=lambda job: job.id)
+
+
+@router.get("/{job_id}")
+def get_job(service: JobServiceDep, job_id: str) -> JobOut:
+    """Read a job and how far it is."""
+    return JobOut.of(service.get(job_id))
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(service: JobServiceDep, job_id: str) -> JobOut:
+    """Cancel: a queued job at once, a running one at its next step."""
+    return JobOut.of(service.cancel(job_id))
+
+
+@router.post("/{job_id}/resume", status_code=202)
+def resume_job(service: JobServiceDep, job_id: str) -> JobOut:
+    """Queue a failed or cancelled job again; it goes on from its last checkpoint while that is kept."""
+    return JobOut.of(service.resume(job_id))
+
+
+@router.get("/{job_id}/events", response_model=Page[EventOut])
+def job_events(
+    request: Request,
+    service: JobServiceDep,
+    job_id: str,
+    *,
+    limit: Annotated[int, Query(ge=1, le=100, description="Most events in a page.", examples=[100])] = 100,
+    after: Annotated[int, Query(ge=0, le=2**62, description="Only events above this id.", examples=[0])] = 0,
+    last_event_id: Annotated[str | None, Header(description="Where a stream goes on.", examples=["42"])] = None,
+) -> Page[EventOut] | StreamingResponse:
+    """List what happened to a job, oldest first; with `Accept: text/event-stream`, stream it as it happens."""
+    if "text/event-stream" in request.headers.get("accept", ""):
+        service.get(job_id)
+        position = after if last_event_id is None else _position(last_event_id)
+        return StreamingResponse(
+            event_stream(service, job_id, after=position),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+    found = [EventOut.of(event) for event in service.events(job_id, after=after, limit=limit + 1)]
+    return Page[EventOut].of(found, limit=limit, id_of=lambda event: str(event.id))
+
+
+def _position(last_event_id: str) -> int:
+    if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 19):
+        raise MalformedRequest("invalid_cursor", "Last-Event-ID is no id of an event.", param="last_event_id")
+    return int(last_event_id)
+
+
+def _job_request(options: JobOptions) -> JobRequest:
+    return JobRequest(
+        classes=class_list(options.classes, options.templates),
+        base_model=options.base_model,
+        hyperparameters=options.hyperparameters,
+        seed=options.seed,
+        name=options.name,
+        metadata=options.metadata,
+    )

@@ -1,0 +1,181 @@
+"""Jobs on the wire."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from app.jobs.messages import Event, JobView
+from app.schemas.common import WireModel
+
+MAX_SEED = 2**63 - 1
+
+Name = Annotated[str, Field(min_length=1, max_length=200, description="For people.", examples=["Shelf cameras"])]
+BaseModelName = Annotated[
+    str,
+    Field(
+        max_length=200,
+        description="A base model of `GET /models`; the operator's default when missing.",
+        examples=["ViT-B-16/openai"],
+    ),
+]
+
+
+class ClassIn(WireModel):
+    """A class with prompts of its own, used word for word instead of the templates."""
+
+    name: str = Field(description="What the class is called in answers.", examples=["cat"])
+    prompts: list[str] = Field(
+        default_factory=list,
+        max_length=200,
+        description="Texts that describe the class.",
+        examples=[["a tabby", "a kitten"]],
+    )
+
+
+Classes = Annotated[
+    list[str | ClassIn],
+    Field(description="Class names, or objects with a name and prompts.", examples=[["cat", "dog"]]),
+]
+Templates = Annotated[
+    list[str],
+    Field(
+        description="Sentences that names are put into; each holds exactly one literal `{}`.",
+        examples=[["a photo of a {}."]],
+    ),
+]
+Hyperparameter = Literal["auto"] | bool | int | float | str
+
+
+class JobOptions(WireModel):
+    """What a job is to do, apart from its images."""
+
+    classes: Classes
+    templates: Templates | None = None
+    base_model: BaseModelName | None = None
+    hyperparameters: dict[str, Hyperparameter] = Field(
+        default_factory=dict,
+        description="Each `auto` or a value; what is missing is `auto`. The job shows what was chosen and why.",
+        examples=[{"epochs": 20, "confidence_threshold": "auto"}],
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_SEED,
+        description="Decides crops, masks and order; drawn when missing.",
+        examples=[7],
+    )
+    name: Name | None = None
+    metadata: dict[str, str] = Field(
+        default_factory=dict, max_length=16, description="Kept and shown as given.", examples=[{"team": "shelf"}]
+    )
+
+
+class JobCreate(JobOptions):
+    """A job on a dataset that was uploaded before."""
+
+    dataset_id: str = Field(description="A dataset's id.", examples=["ds_01k0c9v2ytq4v3m5p6r7s8t9wa"])
+
+
+class StatusTransition(WireModel):
+    """One move of a job's status."""
+
+    status: str = Field(description="The status moved to.", examples=["running"])
+    at: datetime = Field(description="When.", examples=["2026-01-02T03:04:05Z"])
+    message: str = Field(description="Why, in a sentence.", examples=["Attempt 1 of 3."])
+
+
+class JobErrorOut(WireModel):
+    """Why a job failed."""
+
+    code: str = Field(description="Stable name.", examples=["diverged"])
+    message: str = Field(description="A sentence for people.", examples=["The loss is not a finite number any more."])
+    param: str | None = Field(description="The setting it is about.", examples=["learning_rate_per_256"])
+
+
+class JobOut(WireModel):
+    """A job and how far it is."""
+
+    id: str = Field(examples=["job_01k0c9v2ytq4v3m5p6r7s8t9wa"], description="The job's id.")
+    object: Literal["job"] = Field(default="job", description="Always `job`.")
+    status: str = Field(
+        description="`queued`, `running`, `cancelling`, `succeeded`, `failed` or `cancelled`.", examples=["running"]
+    )
+    name: str | None = Field(description="As given.", examples=["Shelf cameras"])
+    metadata: dict[str, Any] = Field(description="As given.", examples=[{"team": "shelf"}])
+    dataset_id: str | None = Field(
+        description="The images; null once they were deleted.", examples=["ds_01k0c9v2ytq4v3m5p6r7s8t9wa"]
+    )
+    base_model: str = Field(description="What is adapted.", examples=["ViT-B-16/openai"])
+    classes: list[ClassIn] = Field(description="The classes.")
+    templates: list[str] = Field(description="The templates in use.", examples=[["a photo of a {}."]])
+    hyperparameters: dict[str, Any] = Field(description="As asked for.", examples=[{"epochs": 20}])
+    choices: dict[str, Any] | None = Field(
+        description="Every hyper-parameter with its value and the reason for it, once the images were looked at.",
+        examples=[{"epochs": {"value": 20, "reason": "As requested."}}],
+    )
+    seed: int = Field(description="As given or drawn.", examples=[7])
+    created_at: datetime = Field(description="Accepted.", examples=["2026-01-02T03:04:05Z"])
+    started_at: datetime | None = Field(description="First claimed by a worker.", examples=["2026-01-02T03:04:06Z"])
+    finished_at: datetime | None = Field(description="Ended.", examples=[None])
+    estimated_finish_at: datetime | None = Field(description="From the rate so far.", examples=["2026-01-02T03:24:06Z"])
+    attempt: int = Field(description="Attempts so far.", examples=[1])
+    max_attempts: int = Field(description="Attempts it gets.", examples=[3])
+    progress: dict[str, Any] | None = Field(
+        description="`phase` (preparing, training, evaluating, publishing), and within training epoch, step, rate.",
+        examples=[{"phase": "training", "epoch": 3, "step": 40, "total_steps": 560, "images_per_second": 310.5}],
+    )
+    status_transitions: list[StatusTransition] = Field(description="How it came here, oldest first.")
+    metrics: dict[str, float] | None = Field(description="The latest.", examples=[{"loss": 5.4}])
+    verdict: dict[str, Any] | None = Field(
+        description="Whether the adapted classifier is better, decided without labels, once that was looked at.",
+        examples=[None],
+    )
+    classifier_id: str | None = Field(description="What it made.", examples=[None])
+    error: JobErrorOut | None = Field(description="Why it failed.", examples=[None])
+
+    @classmethod
+    def of(cls, view: JobView) -> "JobOut":
+        """The wire form of a job."""
+        return cls(
+            id=view.id,
+            status=view.status.value,
+            name=view.name,
+            metadata=dict(view.metadata),
+            dataset_id=view.dataset_id,
+            base_model=view.base_model,
+            classes=[ClassIn(**c) for c in view.classes],
+            templates=view.templates,
+            hyperparameters=dict(view.hyperparameters),
+            choices=None if view.choices is None else dict(view.choices),
+            seed=view.seed,
+            created_at=view.created_at,
+            started_at=view.started_at,
+            finished_at=view.finished_at,
+            estimated_finish_at=view.estimated_finish_at,
+            attempt=view.attempt,
+            max_attempts=view.max_attempts,
+            progress=None if view.progress is None else dict(view.progress),
+            status_transitions=[
+                StatusTransition(status=t.status.value, at=t.at, message=t.message) for t in view.transitions
+            ],
+            metrics=None if view.metrics is None else dict(view.metrics),
+            verdict=None if view.verdict is None else dict(view.verdict),
+            classifier_id=view.classifier_id,
+            error=None if view.error is None else JobErrorOut(**view.error.to_dict()),
+        )
+
+
+class EventOut(WireModel):
+    """Something that happened to a job."""
+
+    id: int = Field(description="Only grows; the stream's position.", examples=[42])
+    object: Literal["event"] = Field(default="event", description="Always `event`.")
+    at: datetime = Field(description="When.", examples=["2026-01-02T03:04:05Z"])
+    type: str = Field(description="What kind.", examples=["status"])
+    data: dict[str, Any] = Field(description="What happened.", examples=[{"status": "running"}])
+
+    @classmethod
+    def of(cls, event: Event) -> "EventOut":
+        """The wire form of an event."""
+        return cls(id=event.id, at=event.at, type=str(event.type), data=dict(event.data))

@@ -1,0 +1,147 @@
+"""Jobs as their users steer them. The ledger is app/jobs; running them is the worker's."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.database import read_only
+from app.datasets.store import DatasetStore
+from app.exceptions import InvalidInput, NotFound
+from app.ids import is_id, new_id
+from app.inference.classes import ClassList, class_list_to_rows
+from app.inference.hyperparameters import check_hyperparameters
+from app.inference.predictor import ZeroShotSource
+from app.jobs.messages import Event, JobView, NewJob
+from app.jobs.store import JobStore
+from app.queue import TaskQueue
+from app.services.classifiers import ClassifierService
+from app.services.cursors import require_cursor
+
+MIN_IMAGES = 2
+"""Fewer make no batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """What a user asks for, apart from the images. A missing seed is drawn; the job shows it."""
+
+    classes: ClassList
+    base_model: str | None = None
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    name: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class JobService:
+    """What the product does with jobs."""
+
+    def __init__(
+        self,
+        *,
+        sessions: sessionmaker[Session],
+        queue: TaskQueue,
+        classifiers: ClassifierService,
+        max_attempts: int,
+    ) -> None:
+        self._sessions = sessions
+        self._queue = queue
+        self._classifiers = classifiers
+        self._max_attempts = max_attempts
+
+    def check(self, request: JobRequest) -> ZeroShotSource:
+        """Refuse what can be known to be wrong before any image is read; raises `InvalidInput`.
+
+        Returns what is to be adapted.
+        """
+        check_hyperparameters(request.hyperparameters)
+        return self._classifiers.zero_shot_source(request.classes, base_model=request.base_model)
+
+    def submit(self, dataset_id: str, request: JobRequest) -> JobView:
+        """Accept a job. When this returns it is in the ledger and survives any crash; the message is only a hint."""
+        if not is_id("ds", dataset_id):
+            raise NotFound
+        source = self.check(request)
+        self._check_batch(dataset_id, request)
+        rows = class_list_to_rows(request.classes)
+        new = NewJob(
+            id=new_id("job"),
+            dataset_id=dataset_id,
+            base_model=source.base_model,
+            classes=rows.classes,
+            templates=rows.templates,
+            hyperparameters=dict(request.hyperparameters),
+            seed=secrets.randbits(31) if request.seed is None else request.seed,
+            max_attempts=self._max_attempts,
+            name=request.name,
+            metadata=dict(request.metadata),
+        )
+        with self._sessions.begin() as session:
+            JobStore(session).add(new)
+        self._enqueue(new.id)
+        return self.get(new.id)
+
+    def get(self, job_id: str) -> JobView:
+        """The job of an id; raises `NotFound`."""
+        self._require_id(job_id)
+        with read_only(self._sessions) as session:
+            found = JobStore(session).get(job_id)
+        if found is None:
+            raise NotFound
+        return found
+
+    def list(self, *, limit: int, after: str | None) -> Sequence[JobView]:
+        """A page of jobs, newest first; raises `MalformedRequest` ``invalid_cursor``."""
+        require_cursor("job", after)
+        with read_only(self._sessions) as session:
+            return JobStore(session).list(limit=limit, after=after)
+
+    def cancel(self, job_id: str) -> JobView:
+        """Cancel a queued job at once, ask a running one to stop; raises `NotFound` and `Conflict`."""
+        self._require_id(job_id)
+        with self._sessions.begin() as session:
+            JobStore(session).request_cancel(job_id)
+        return self.get(job_id)
+
+    def resume(self, job_id: str) -> JobView:
+        """Queue a failed or cancelled job again; raises `NotFound` and `Conflict`."""
+        self._require_id(job_id)
+        with self._sessions.begin() as session:
+            JobStore(session).request_resume(job_id)
+        self._enqueue(job_id)
+        return self.get(job_id)
+
+    def events(self, job_id: str, *, after: int, limit: int) -> Sequence[Event]:
+        """The job's events with ids above ``after``, oldest first; raises `NotFound`."""
+        self._require_id(job_id)
+        with read_only(self._sessions) as session:
+            store = JobStore(session)
+            found = store.events(job_id, after=after, limit=limit)
+            if not found and store.get(job_id) is None:
+                raise NotFound
+        return found
+
+    def _check_batch(self, dataset_id: str, request: JobRequest) -> None:
+        """The trainer checks again: images may be added until a worker takes the job."""
+        with read_only(self._sessions) as session:
+            dataset = DatasetStore(session).get(dataset_id)
+        if dataset is None:
+            raise NotFound
+        if dataset.num_images < MIN_IMAGES:
+            raise InvalidInput("too_few_unique_images", "An adaptation needs several images.", param="dataset_id")
+        batch_size = request.hyperparameters.get("batch_size")
+        if isinstance(batch_size, int) and batch_size > dataset.num_images:
+            raise InvalidInput("invalid_combination", "The batch is larger than the dataset.", param="batch_size")
+
+    def _enqueue(self, job_id: str) -> None:
+        if self._queue.send(job_id):
+            with self._sessions.begin() as session:
+                JobStore(session).mark_notified([job_id])
+
+    @staticmethod
+    def _require_id(job_id: str) -> None:
+        if not is_id("job", job_id):
+            raise NotFound

@@ -1,0 +1,190 @@
+"""The tables. Rows are written by the stores alone; see migrations/ for how the schema got here."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A UTC instant: ``timestamptz`` on PostgreSQL; on SQLite, text that sorts and always reads back aware."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or dialect.name != "sqlite":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's signature
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """Names every constraint, so that migrations can name them too."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads this class attribute
+        datetime: UtcDateTime,
+        dict[str, Any]: JSON(none_as_null=True),
+        list[Any]: JSON(none_as_null=True),
+    }
+
+
+ObjectId = String(40)
+Sha256 = String(64)
+BigId = BigInteger().with_variant(Integer, "sqlite")  # SQLite autoincrements INTEGER PRIMARY KEY only
+
+
+class Dataset(Base):
+    """A set of unlabeled images."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(ObjectId, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    created_at: Mapped[datetime]
+    num_images: Mapped[int]
+    num_duplicates: Mapped[int]
+    num_ignored: Mapped[int]
+    num_rejected: Mapped[int]
+    total_bytes: Mapped[int] = mapped_column(BigInteger)
+
+
+class DatasetImage(Base):
+    """One image of a dataset; its bytes are a blob."""
+
+    __tablename__ = "dataset_images"
+    __table_args__ = (UniqueConstraint("dataset_id", "sha256"),)
+
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    sha256: Mapped[str] = mapped_column(Sha256)
+    filename: Mapped[str] = mapped_column(String(255))
+    format: Mapped[str] = mapped_column(String(8))
+    width: Mapped[int]
+    height: Mapped[int]
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    warning: Mapped[str | None] = mapped_column(String(80))
+
+
+class RejectedFile(Base):
+    """A file of an upload that was set aside, with the reason."""
+
+    __tablename__ = "rejected_files"
+
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    filename: Mapped[str] = mapped_column(String(255))
+    code: Mapped[str] = mapped_column(String(80))
+    detail: Mapped[str] = mapped_column(Text)
+
+
+class Job(Base):
+    """One adaptation. Every move of ``status`` is a guarded UPDATE in app/jobs/store.py or claims.py."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint("status in ('queued','running','cancelling','succeeded','failed','cancelled')", name="status"),
+        Index("ix_jobs_claim", "status", "lease_until", "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(ObjectId, primary_key=True)
+    status: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str | None] = mapped_column(String(200))
+    user_metadata: Mapped[dict[str, Any]] = mapped_column("metadata")
+    dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id", ondelete="SET NULL"), index=True)
+    """Empty once the dataset of an ended job was deleted."""
+    base_model: Mapped[str] = mapped_column(String(200))
+    classes: Mapped[list[Any]]
+    templates: Mapped[list[Any]]
+    hyperparameters: Mapped[dict[str, Any]]
+    """As asked: each "auto" or a value."""
+    choices: Mapped[dict[str, Any] | None]
+    """As chosen: each ``{"value": …, "reason": …}``; empty until the trainer has looked at the data."""
+    seed: Mapped[int] = mapped_column(BigInteger)
+
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    owner: Mapped[str | None] = mapped_column(String(120))
+    """The worker that runs the job, or that finished it."""
+    lease_until: Mapped[datetime | None]
+    attempt: Mapped[int]
+    """The fence: grows with every claim and never falls, so a write that carries an older one is a zombie's."""
+    attempts_forgiven: Mapped[int]
+    """Attempts that do not count against ``max_attempts``: ended by a graceful stop, or before a resume."""
+    max_attempts: Mapped[int]
+    available_at: Mapped[datetime]
+    """A queued job may be claimed from here on; later than now while a retry backs off."""
+    notify_at: Mapped[datetime | None]
+    """When the next broker message about this job is due; empty for a job that was claimed."""
+    num_notified: Mapped[int]
+    """Messages sent since the job was last queued. Each doubles the wait for the next."""
+
+    estimated_finish_at: Mapped[datetime | None]
+    progress: Mapped[dict[str, Any] | None]
+    metrics: Mapped[dict[str, Any] | None]
+    verdict: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+
+
+class JobEvent(Base):
+    """What happened to a job, in order. ``id`` only grows, so it doubles as the stream position."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (Index("ix_job_events_job_id_id", "job_id", "id"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    at: Mapped[datetime]
+    type: Mapped[str] = mapped_column(String(32))
+    data: Mapped[dict[str, Any]]
+
+
+class Classifier(Base):
+    """A published classifier. Never changed after its insert; its files are blobs."""
+
+    __tablename__ = "classifiers"
+
+    id: Mapped[str] = mapped_column(ObjectId, primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(200))
+    kind: Mapped[str] = mapped_column(String(16))
+    """``zero_shot`` or ``adapted``."""
+    base_model: Mapped[str] = mapped_column(String(200))
+    classes: Mapped[list[Any]]
+    templates: Mapped[list[Any]]
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    files: Mapped[dict[str, Any]]
+    """File name inside the bundle -> sha256 of its blob. Empty for a zero-shot classifier: its head is text."""
+    version: Mapped[str] = mapped_column(Sha256)
+    """Digest of what decides its answers."""
+    metrics: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]

@@ -1,0 +1,157 @@
+"""Any sequence of calls, by holders, zombies, users and sweepers, makes only the diagram's moves."""
+
+from contextlib import suppress
+from datetime import timedelta
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from sqlalchemy import update
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.database import now_plus
+from app.exceptions import Conflict
+from app.ids import new_id
+from app.jobs.errors import LeaseLost
+from app.jobs.ledger import Ledger
+from app.jobs.messages import Claim, JobError, Publication
+from app.jobs.status import JobStatus, may_move
+from app.jobs.store import JobStore
+from app.tables import Job
+from tests.support.jobs import add_job, read_job
+
+LEASE = timedelta(seconds=600)
+OOPS = JobError(code="worker_lost", message="m")
+
+
+@settings(
+    max_examples=15, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+class Moves(RuleBasedStateMachine):
+    """One job, and a model of it: who holds it, whether the lease has run out, what its status must be."""
+
+    sessions: sessionmaker[Session]
+
+    @initialize(max_attempts=st.integers(1, 3))
+    def submit(self, max_attempts: int) -> None:
+        self.ledger = Ledger(self.sessions)
+        self.job_id = add_job(self.sessions, max_attempts=max_attempts)
+        self.status = JobStatus.QUEUED
+        self.claims: list[Claim] = []
+        self.holder: Claim | None = None
+        self.expired = False
+        self.counted, self.max_attempts = 0, max_attempts
+
+    @rule()
+    def claim(self) -> None:
+        takeover = self.status is JobStatus.RUNNING and self.expired and self.counted < self.max_attempts
+        claim = self.ledger.claim(f"w{len(self.claims)}", LEASE, self.job_id)
+        assert (claim is not None) == (self.status is JobStatus.QUEUED or takeover)
+        if claim is not None:
+            assert claim.attempt == len(self.claims) + 1
+            self.counted += 1
+            assert claim.ordinal == self.counted
+            self.claims.append(claim)
+            self.holder, self.status, self.expired = claim, JobStatus.RUNNING, False
+
+    @rule()
+    def let_the_lease_run_out(self) -> None:
+        with self.sessions() as session, session.begin():
+            held = (Job.id == self.job_id, Job.lease_until.is_not(None))
+            session.execute(update(Job).where(*held).values(lease_until=now_plus(timedelta(seconds=-1))))
+        self.expired = self.status.is_held
+
+    @rule()
+    def beat(self) -> None:
+        for claim in self.claims:
+            if claim is self.holder:
+                assert self.ledger.beat(claim, LEASE).cancel_requested == (self.status is JobStatus.CANCELLING)
+                self.expired = False
+            else:
+                with pytest.raises(LeaseLost):
+                    self.ledger.beat(claim, LEASE)
+
+    @rule(data=st.data(), how=st.sampled_from(["release", "retry", "fail", "publish"]))
+    def end(self, data: st.DataObject, how: str) -> None:
+        if not self.claims:
+            return
+        claim = data.draw(st.sampled_from(self.claims))
+        before = self.status
+        if claim is not self.holder:
+            # Repeating what this claim did itself is answered; nothing moves in any case.
+            with suppress(LeaseLost):
+                self._end(claim, how)
+            assert read_job(self.sessions, self.job_id).status is before
+            return
+        self._end(claim, how)
+        target = {
+            "release": JobStatus.QUEUED,
+            "retry": JobStatus.FAILED if self.counted >= self.max_attempts else JobStatus.QUEUED,
+            "fail": JobStatus.FAILED,
+            "publish": JobStatus.SUCCEEDED,
+        }[how]
+        self.status = JobStatus.CANCELLED if before is JobStatus.CANCELLING else target
+        self.counted -= how == "release" and self.status is JobStatus.QUEUED
+        self.holder, self.expired = None, False
+
+    def _end(self, claim: Claim, how: str) -> None:
+        if how == "release":
+            self.ledger.release(claim)
+        elif how == "retry":
+            self.ledger.retry_later(claim, OOPS, timedelta(0))
+        elif how == "fail":
+            self.ledger.fail(claim, OOPS)
+        else:
+            new = Publication(classifier_id=new_id("clf"), files={}, version="0", metrics={}, verdict=None)
+            self.ledger.publish(claim, new)
+
+    @rule()
+    def cancel(self) -> None:
+        try:
+            with self.sessions() as session, session.begin():
+                JobStore(session).request_cancel(self.job_id)
+        except Conflict:
+            assert self.status.is_terminal
+            return
+        assert not self.status.is_terminal
+        self.status = JobStatus.CANCELLED if self.status is JobStatus.QUEUED else JobStatus.CANCELLING
+
+    @rule()
+    def resume(self) -> None:
+        try:
+            with self.sessions() as session, session.begin():
+                JobStore(session).request_resume(self.job_id)
+        except Conflict:
+            assert self.status not in {JobStatus.FAILED, JobStatus.CANCELLED}
+            return
+        assert self.status in {JobStatus.FAILED, JobStatus.CANCELLED}
+        self.status, self.counted = JobStatus.QUEUED, 0
+
+    @rule()
+    def sweep(self) -> None:
+        self.ledger.sweep()
+        if self.expired and self.status is JobStatus.CANCELLING:
+            self.status = JobStatus.CANCELLED
+        elif self.expired and self.status is JobStatus.RUNNING and self.counted >= self.max_attempts:
+            self.status = JobStatus.FAILED
+        if not self.status.is_held:
+            self.holder, self.expired = None, False
+
+    @invariant()
+    def the_row_is_the_model(self) -> None:
+        if not hasattr(self, "job_id"):
+            return
+        job = read_job(self.sessions, self.job_id)
+        assert (job.status, job.attempt) == (self.status, self.counted)
+        assert all(may_move(a.status, b.status) for a, b in pairwise(job.transitions))
+        assert job.transitions[-1].status is job.status
+        assert (job.classifier_id is not None) == (job.status is JobStatus.SUCCEEDED)
+        assert (job.finished_at is not None) == job.status.is_terminal
+        assert (job.error is not None) == (job.status is JobStatus.FAILED)
+
+
+def test_only_legal_moves(sessions: sessionmaker[Session]) -> None:
+    machine = type("BoundMoves", (Moves,), {"sessions": sessions})
+    run_state_machine_as_test(machine, settings=Moves.TestCase.settings)

@@ -1,0 +1,175 @@
+"""The database's clock, transactions and migrations, alike on SQLite and PostgreSQL."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from alembic import command
+from sqlalchemy import Engine, inspect, select, text, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.database import (
+    alembic_config,
+    make_engine,
+    make_sessionmaker,
+    migrate,
+    now_plus,
+    now_utc,
+    read_only,
+)
+from app.tables import Base, Dataset, Job
+from tests.support.databases import BOTH, database_url, engine, postgres_url, sessions, sqlite_template
+from tests.support.jobs import add_job
+from tests.support.services import postgres_database
+
+__all__ = ["database_url", "engine", "postgres_url", "sessions", "sqlite_template"]
+
+
+@pytest.fixture(params=BOTH)
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database without any tables."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'deep' / 'must.db'}"
+    else:
+        with postgres_database() as url:
+            yield url
+
+
+def test_the_clock_is_utc_now(engine: Engine) -> None:
+    with engine.begin() as connection:
+        found = connection.scalar(select(now_utc()))
+        later = connection.scalar(select(now_plus(timedelta(hours=25, milliseconds=250))))
+        earlier = connection.scalar(select(now_plus(-timedelta(days=400))))
+    assert found is not None
+    assert later is not None
+    assert earlier is not None
+    assert abs(found - datetime.now(UTC)) < timedelta(seconds=30)
+    assert timedelta(0) <= later - found - timedelta(hours=25, milliseconds=250) < timedelta(seconds=5)
+    assert timedelta(0) <= earlier - found + timedelta(days=400) < timedelta(seconds=5)
+
+
+@pytest.mark.parametrize("microsecond", [0, 1, 999_000, 999_999])
+def test_stored_instants_compare_with_the_clock(sessions: sessionmaker[Session], microsecond: int) -> None:
+    add_job(sessions)
+    now = datetime.now(UTC).replace(microsecond=microsecond)
+    for offset in (-2, 2):
+        with sessions() as session, session.begin():
+            session.execute(update(Job).values(lease_until=now + timedelta(seconds=offset * 60)))
+            expired = session.scalar(select(Job.lease_until < now_utc()))
+            soon = session.scalar(select(Job.lease_until < now_plus(timedelta(minutes=10))))
+            stored = session.scalar(select(Job.lease_until))
+        assert bool(expired) is (offset < 0)
+        assert bool(soon) is True
+        assert stored == now + timedelta(seconds=offset * 60)
+
+
+def test_the_clock_writes_what_the_column_type_writes(sessions: sessionmaker[Session]) -> None:
+    """On SQLite instants are text: one digit too few would break their order within a second."""
+    add_job(sessions)
+    with sessions() as session, session.begin():
+        session.execute(update(Job).values(lease_until=now_utc(), started_at=datetime.now(UTC)))
+        if session.get_bind().dialect.name == "sqlite":
+            row = session.execute(text("select lease_until, started_at from jobs")).one()
+            assert len(row[0]) == len(row[1]) == len("2026-01-01 00:00:00.000000")
+
+
+def test_reading_does_not_wait_for_a_writer(engine: Engine, sessions: sessionmaker[Session]) -> None:
+    add_job(sessions)
+    with engine.begin() as writer:
+        writer.execute(update(Dataset).values(name="written"))
+        with ThreadPoolExecutor(1) as pool:
+
+            def read() -> str | None:
+                with read_only(sessions) as session:
+                    return session.scalar(select(Dataset.name))
+
+            assert pool.submit(read).result(timeout=5) == "test"
+
+
+def test_a_reading_session_cannot_write_and_the_connection_recovers(sessions: sessionmaker[Session]) -> None:
+    add_job(sessions)
+    with pytest.raises(DBAPIError), read_only(sessions) as session:
+        session.execute(update(Dataset).values(name="written"))
+    with sessions() as session, session.begin():
+        session.execute(update(Dataset).values(name="written"))
+        assert session.scalar(select(Dataset.name)) == "written"
+
+
+def test_read_then_write_never_fails_for_a_lock(sessions: sessionmaker[Session]) -> None:
+    """Without BEGIN IMMEDIATE two of these upgrade their locks at once, and SQLite fails one on the spot."""
+    add_job(sessions)
+    barrier = threading.Barrier(6)
+
+    def bump(_: int) -> None:
+        barrier.wait(timeout=10)
+        for _ in range(5):
+            with sessions() as session, session.begin():
+                seed = session.scalar(select(Job.seed).with_for_update())
+                assert seed is not None
+                session.execute(update(Job).values(seed=seed + 1))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(bump, range(6)))
+    with sessions() as session, session.begin():
+        assert session.scalar(select(Job.seed)) == 30
+
+
+def test_sqlite_is_set_up_to_keep_what_it_was_given(tmp_path: Path) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path / 'must.db'}")
+    with engine.connect() as connection:
+        settings = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    engine.dispose()
+    assert settings == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 15000}
+
+
+def test_up_down_up(empty_url: str) -> None:
+    engine = make_engine(empty_url)
+    migrate(engine)
+    assert set(inspect(engine).get_table_names()) == {*Base.metadata.tables, "alembic_version"}
+    add_job(make_sessionmaker(engine))
+    config = alembic_config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    assert inspect(engine).get_table_names() == ["alembic_version"]
+    migrate(engine)
+    add_job(make_sessionmaker(engine))
+    engine.dispose()
+
+
+def test_the_migrations_make_what_the_tables_say(empty_url: str) -> None:
+    engine = make_engine(empty_url)
+    migrate(engine)
+    config = alembic_config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.check(config)
+        connection.execute(text("DROP INDEX ix_jobs_claim"))
+        with pytest.raises(Exception, match="ix_jobs_claim"):  # the check does see differences
+            command.check(config)
+    engine.dispose()
+
+
+def test_migrators_at_once(empty_url: str) -> None:
+    engines = [make_engine(empty_url) for _ in range(4)]
+    barrier = threading.Barrier(4)
+
+    def run(engine: Engine) -> None:
+        barrier.wait(timeout=10)
+        migrate(engine)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, engines))
+    with engines[0].connect() as connection:
+        assert connection.scalars(text("select version_num from alembic_version")).all() == ["0001"]
+        if connection.dialect.name == "sqlite":
+            assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+    for each in engines:
+        each.dispose()

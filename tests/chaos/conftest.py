@@ -1,0 +1,27 @@
+"""Real processes, short leases, bounded waits."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.databases import database_url, engine, postgres_url, sessions, sqlite_template
+from tests.support.workers import WorkerProcess
+
+__all__ = ["database_url", "engine", "postgres_url", "sessions", "sqlite_template"]
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path, database_url: str) -> Iterator[Callable[..., WorkerProcess]]:
+    """Starts workers on the test's database and folder; all are gone afterwards."""
+    workers: list[WorkerProcess] = []
+
+    def start(*arguments: str, **settings: str) -> WorkerProcess:
+        worker = WorkerProcess(f"worker-{len(workers)}", tmp_path, database_url, *arguments, **settings)
+        workers.append(worker)
+        worker.wait_until_ready()
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.end()

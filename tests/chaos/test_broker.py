@@ -1,0 +1,112 @@
+"""With a broker: messages that are doubled, lost or forged, and a worker that is told to go."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import redis
+from celery import Celery
+from kombu import Connection
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.ids import new_id
+from app.jobs.hint import QUEUE, TASK_NAME
+from app.jobs.status import JobStatus
+from app.queue import CeleryTaskQueue
+from tests.chaos.test_workers import only_postgresql, status, wait_until, wait_until_training
+from tests.support.jobs import add_job, read_job
+from tests.support.services import RABBITMQ_URL, REDIS_URL, require
+from tests.support.workers import WorkerProcess, wait_for
+
+StartWorker = Callable[..., WorkerProcess]
+Sessions = sessionmaker[Session]
+
+pytestmark = [pytest.mark.services, only_postgresql]
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def broker_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A broker with an empty queue."""
+    with free_redis() if request.param == "redis" else emptied_rabbitmq() as url:
+        yield url
+
+
+@contextmanager
+def free_redis() -> Iterator[str]:
+    """A Redis database that nobody else uses."""
+    require(REDIS_URL, "Redis")
+    for number in range(15, 0, -1):
+        url = f"{REDIS_URL}/{number}"
+        client = redis.Redis.from_url(url)
+        if client.set("must-test-lock", "1", nx=True, ex=300):
+            break
+    else:
+        pytest.fail("all databases of Redis are taken")
+    for key in client.scan_iter():
+        if key != b"must-test-lock":
+            client.delete(key)
+    yield url
+    client.flushdb()
+
+
+@contextmanager
+def emptied_rabbitmq() -> Iterator[str]:
+    """RabbitMQ's default virtual host without our queue."""
+    require(RABBITMQ_URL, "RabbitMQ")
+    with Connection(RABBITMQ_URL) as connection:
+        connection.default_channel.queue_delete(QUEUE)
+        yield RABBITMQ_URL
+        connection.default_channel.queue_delete(QUEUE)
+
+
+def starts(sessions: Sessions, job_id: str) -> int:
+    return [t.status for t in read_job(sessions, job_id).transitions].count(JobStatus.RUNNING)
+
+
+def test_a_message_sent_twenty_times_has_one_owner(
+    start_worker: StartWorker, sessions: Sessions, broker_url: str
+) -> None:
+    job_id = add_job(sessions, hyperparameters={"steps": 20, "step_ms": 20})
+    queue = CeleryTaskQueue(broker_url)
+    assert all(queue.send(job_id) for _ in range(20))
+    workers = [start_worker(broker_url=broker_url, worker_concurrency="3") for _ in range(2)]
+    wait_until(sessions, job_id, JobStatus.SUCCEEDED)
+    heard = wait_for(lambda: sum(len(w.events("hint_dropped")) for w in workers) >= 19, what="all messages to be heard")
+    queue.close()
+    assert heard
+    assert starts(sessions, job_id) == 1
+    assert sum(len(w.events("job_claimed")) for w in workers) == 1
+
+
+@pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+def test_a_lost_message_is_made_up_for_and_forged_ones_do_no_harm(
+    start_worker: StartWorker, sessions: Sessions, broker_url: str
+) -> None:
+    job_id = add_job(sessions)  # its message never reached the broker
+    forger = Celery(broker=broker_url, set_as_current=False)
+    for arguments in ([new_id("job")], ["../../etc"], [7], [], [job_id, "more"], [{"a": 1}]):
+        forger.send_task(TASK_NAME, args=arguments, queue=QUEUE)
+    forger.send_task("os.system", args=["true"], queue=QUEUE)
+    forger.send_task(TASK_NAME, args=[job_id], queue=QUEUE, serializer="pickle")
+    worker = start_worker(broker_url=broker_url)
+    wait_until(sessions, job_id, JobStatus.SUCCEEDED)
+    assert starts(sessions, job_id) == 1
+    later = add_job(sessions)
+    wait_until(sessions, later, JobStatus.SUCCEEDED)
+    assert len(worker.events("hint_forged")) >= 4
+    forger.close()
+
+
+def test_a_worker_behind_a_broker_stops_gracefully(
+    start_worker: StartWorker, sessions: Sessions, broker_url: str
+) -> None:
+    job_id = add_job(sessions, max_attempts=1, hyperparameters={"steps": 80, "step_ms": 30})
+    first = start_worker(broker_url=broker_url, lease="PT600S")
+    wait_until_training(sessions, job_id)
+    first.send(signal.SIGTERM)
+    assert first.wait() == 0
+    assert status(sessions, job_id) is JobStatus.QUEUED
+    start_worker(broker_url=broker_url)
+    wait_until(sessions, job_id, JobStatus.SUCCEEDED)
+    assert starts(sessions, job_id) == 2

@@ -1,0 +1,123 @@
+"""A child process and all that it starts."""
+
+import os
+import signal
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+from tests.support.workers import is_running, wait_for
+from worker import process
+from worker.process import Trainer
+
+
+def start(folder: Path, code: str, lines: list[bytes] | None = None) -> Trainer:
+    return Trainer(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        log_path=folder / "trainer.log",
+        on_line=(lines if lines is not None else []).append,
+        on_exit=lambda: None,
+    )
+
+
+def test_reports_output_and_exit_code_arrive(tmp_path: Path) -> None:
+    lines: list[bytes] = []
+    code = """
+        import os, sys
+        fd = int(os.environ["MUST_REPORT_FD"])
+        os.write(fd, b"one\\ntwo\\n" + b"x" * 70000 + b"\\nhalf a line")
+        print("said"); print("complained", file=sys.stderr)
+        sys.exit(7)
+    """
+    trainer = start(tmp_path, code, lines)
+    wait_for(lambda: trainer.exited)
+    assert trainer.finish() == 7
+    assert lines == [b"one\n", b"two\n", b"x" * 70000 + b"\n"], "a line cut short is no line"
+    assert set((tmp_path / "trainer.log").read_text().split()) == {"said", "complained"}
+
+
+def test_a_line_beyond_the_limit_is_skipped_whole(tmp_path: Path) -> None:
+    lines: list[bytes] = []
+    code = """
+        import os
+        with os.fdopen(int(os.environ["MUST_REPORT_FD"]), "wb") as out:
+            out.write(b"x" * 1_000_000 + b"\\nnext\\n")
+    """
+    trainer = start(tmp_path, code, lines)
+    wait_for(lambda: trainer.exited)
+    trainer.finish()
+    assert lines == [b"next\n"]
+
+
+def test_the_log_is_bounded_and_keeps_the_newest(tmp_path: Path) -> None:
+    code = "import sys\nfor n in range(800): sys.stdout.write('x' * 9999 + '\\n')\nprint('last words')"
+    trainer = start(tmp_path, code)
+    wait_for(lambda: trainer.exited)
+    trainer.finish()
+    sizes = [path.stat().st_size for path in tmp_path.glob("trainer.log*")]
+    assert len(sizes) == 2
+    assert sum(sizes) <= 2 * process.MAX_LOG_BYTES
+    assert (tmp_path / "trainer.log").read_text().endswith("last words\n")
+
+
+def test_killing_ends_the_whole_group_even_stopped(tmp_path: Path) -> None:
+    code = """
+        import os, subprocess, time
+        child = subprocess.Popen(["/bin/sleep", "300"])
+        os.write(int(os.environ["MUST_REPORT_FD"]), f"{child.pid}\\n".encode())
+        time.sleep(300)
+    """
+    lines: list[bytes] = []
+    trainer = start(tmp_path, code, lines)
+    grandchild = int(wait_for(lambda: lines)[0])
+    os.kill(trainer.pid, signal.SIGSTOP)
+    trainer.kill()
+    assert trainer.finish() == -signal.SIGKILL
+    wait_for(lambda: not is_running(grandchild), timeout_s=5)
+    trainer.kill()  # after the end it reaches nobody
+    trainer.ask_to_stop()
+
+
+def test_a_child_left_behind_by_a_good_exit_is_ended_too(tmp_path: Path) -> None:
+    code = """
+        import os, subprocess
+        child = subprocess.Popen(["/bin/sleep", "300"])
+        os.write(int(os.environ["MUST_REPORT_FD"]), f"{child.pid}\\n".encode())
+    """
+    lines: list[bytes] = []
+    trainer = start(tmp_path, code, lines)
+    wait_for(lambda: trainer.exited)
+    assert trainer.finish() == 0
+    assert not is_running(int(lines[0]))
+
+
+def test_the_trainer_dies_with_the_thread_that_started_it(tmp_path: Path) -> None:
+    pids: list[int] = []
+    lines: list[bytes] = []
+    code = """
+        import os, time
+        os.write(int(os.environ["MUST_REPORT_FD"]), b"here\\n")
+        time.sleep(300)
+    """
+
+    def live_shortly() -> None:
+        pids.append(start(tmp_path, code, lines).pid)
+        wait_for(lambda: lines)
+        assert is_running(pids[0])
+
+    thread = threading.Thread(target=live_shortly)
+    thread.start()
+    thread.join()
+    wait_for(lambda: not is_running(pids[0]), timeout_s=5)
+
+
+def test_signals_blocked_here_reach_the_trainer(tmp_path: Path) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        trainer = start(tmp_path, "import time; time.sleep(300)")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    trainer.ask_to_stop()
+    wait_for(lambda: trainer.exited, timeout_s=5)
+    assert trainer.finish() == -signal.SIGTERM

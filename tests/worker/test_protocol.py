@@ -1,0 +1,108 @@
+"""What crosses the pipe."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker import protocol
+from worker.protocol import (
+    AnyReport,
+    CheckpointReport,
+    Choice,
+    ChoicesReport,
+    ErrorReport,
+    MetricsReport,
+    PhaseReport,
+    ProgressReport,
+    ProtocolError,
+    ResultReport,
+    TrainerSpec,
+)
+
+REPORTS: list[AnyReport] = [
+    PhaseReport(phase="training"),
+    ChoicesReport(choices={"epochs": Choice(value=3, reason="few images"), "masking": Choice(value=True, reason="")}),
+    ProgressReport(phase="training", epoch=1, step=2, total_steps=30, images_per_second=12.5),
+    ProgressReport(phase="evaluating", step=0, total_steps=0),
+    MetricsReport(metrics={"loss": 0.25, "steps": 3}),
+    CheckpointReport(step=7),
+    ResultReport(bundle_dir=Path("/x/y"), metrics={}, verdict={"better": None}),
+    ErrorReport(kind="usage", code="out_of_range", message="Too \n much.", param="epochs"),
+]
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda r: r.type)
+def test_reports_survive_the_pipe(report: AnyReport) -> None:
+    line = protocol.format_report(report)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert protocol.parse_report(line) == report
+
+
+def test_the_spec_survives_the_file() -> None:
+    spec = TrainerSpec(
+        job_id="job_1",
+        attempt=2,
+        base_model="local-dir:/m",
+        classes=["cat", {"name": "dog", "prompts": ["a puppy"]}],
+        templates=["a {}"],
+        hyperparameters={"epochs": "auto", "masking": False, "lr": 1e-5},
+        seed=2**62,
+        images=[Path("/a"), Path("/b")],
+        checkpoints_dir=Path("/c"),
+        resume_from=[],
+        output_dir=Path("/o"),
+    )
+    assert protocol.parse_spec(protocol.format_spec(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b'{"type":"phase","phase":"x"',
+        b'{"type":"nothing"}',
+        b'{"type":"phase","v":2,"phase":"x"}',
+        b'{"type":"phase","v":1,"phase":"x","more":1}',
+        b'{"type":"phase","v":1,"phase":7}',
+        b'{"type":"phase","v":1,"phase":"a\\u0000b"}',
+        b'{"type":"progress","v":1,"phase":"x","step":-1,"total_steps":1}',
+        b'{"type":"progress","v":1,"phase":"x","step":"1","total_steps":1}',
+        b'{"type":"metrics","v":1,"metrics":{"loss":"0.5"}}',
+        b'{"type":"metrics","v":1,"metrics":{"loss":null}}',
+        b'{"type":"error","v":1,"kind":"odd","code":"x","message":"m"}',
+    ],
+)
+def test_anything_else_is_refused(line: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        protocol.parse_report(line)
+
+
+def test_values_that_are_no_numbers_are_left_out() -> None:
+    report = MetricsReport(metrics={"loss": float("nan"), "rate": float("inf"), "kept": 1.0})
+    assert report.metrics == {"kept": 1.0}
+    parsed = protocol.parse_report(b'{"type":"metrics","v":1,"metrics":{"loss":NaN,"kept":1.0}}')
+    assert isinstance(parsed, MetricsReport)
+    assert parsed.metrics == {"kept": 1.0}
+
+
+def test_messages_are_cut_and_can_be_stored() -> None:
+    report = ErrorReport(kind="fatal", code="x", message="a\x00" * 5000)
+    assert len(report.message) == 1000
+    assert "\x00" not in report.message
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_no_bytes_do_worse_than_be_refused(line: bytes) -> None:
+    try:
+        protocol.parse_report(line)
+    except ProtocolError:
+        return
+    assert isinstance(json.loads(line), dict)

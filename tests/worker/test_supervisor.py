@@ -1,0 +1,366 @@
+"""One job from claim to its end, with a real child process and a real ledger."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.database import now_plus
+from app.jobs.errors import LedgerUnavailable
+from app.jobs.ledger import Ledger
+from app.jobs.messages import EventType
+from app.jobs.status import JobStatus
+from app.jobs.store import JobStore
+from app.storage import BlobStore, make_storage
+from app.tables import Classifier, Job
+from tests.support.jobs import add_job, read_job
+from tests.support.workers import is_running, wait_for
+from worker.supervisor import Supervisor, SupervisorOptions
+
+TRAINER = (sys.executable, "-m", "tests.support.scripted_trainer")
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> BlobStore:
+    return make_storage(str(tmp_path / "blobs"), tmp_path / "cache")
+
+
+@pytest.fixture
+def supervise(sessions: sessionmaker[Session], storage: BlobStore, tmp_path: Path) -> Callable[..., Supervisor]:
+    """Makes supervisors with short times."""
+
+    def make(ledger: Ledger | None = None, **options: Any) -> Supervisor:
+        return Supervisor(
+            ledger=ledger or Ledger(sessions),
+            storage=storage,
+            options=SupervisorOptions(
+                **{
+                    "models": {"tiny-clip": "local-dir:/nowhere"},
+                    "runs_dir": tmp_path / "runs",
+                    "lease": timedelta(seconds=20),
+                    "stall_timeout": timedelta(seconds=20),
+                    "stop_grace": timedelta(seconds=10),
+                    "retry_delay": timedelta(0),
+                    "trainer": TRAINER,
+                    **options,
+                }
+            ),
+        )
+
+    return make
+
+
+@contextmanager
+def running(supervisor: Supervisor) -> Iterator[threading.Thread]:
+    """Run one job in the background; the block must bring about its end."""
+    thread = threading.Thread(target=supervisor.run_one, daemon=True)
+    thread.start()
+    yield thread
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+
+
+def training(sessions: sessionmaker[Session], job_id: str) -> Callable[[], bool]:
+    """Whether the job has done a step."""
+    return lambda: (read_job(sessions, job_id).progress or {}).get("step", 0) > 0
+
+
+def test_a_job_is_adapted_and_published(
+    supervise: Callable[..., Supervisor],
+    sessions: sessionmaker[Session],
+    storage: BlobStore,
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "image"
+    source.write_bytes(b"an image")
+    digest = storage.put_file(source)
+    job_id = add_job(sessions, digests=(digest,), hyperparameters={"steps": 3})
+    assert supervise().run_one()
+    job = read_job(sessions, job_id)
+    assert job.status is JobStatus.SUCCEEDED
+    assert (job.metrics, job.verdict) == ({"agreement": 0.5}, {"adapted_is_better": True})
+    assert job.choices == {"steps": {"value": 3, "reason": "scripted"}}
+    with sessions() as session, session.begin():
+        classifier = session.scalars(select(Classifier)).one()
+        kinds = [e.type for e in JobStore(session).events(job_id)]
+    assert classifier.id == job.classifier_id
+    assert set(classifier.files) == {"bundle.json", "weights/model.bin"}
+    assert storage.read(classifier.files["weights/model.bin"]) == b"weights of " + job_id.encode()
+    assert {EventType.CHOICES, EventType.PHASE, EventType.METRICS} <= set(kinds)
+    assert kinds[-1] is EventType.STATUS, "everything was reported before the end"
+    left = {p.relative_to(tmp_path / "runs" / job_id) for p in (tmp_path / "runs" / job_id).rglob("*")}
+    assert left == {Path("attempt-1"), Path("attempt-1/trainer.log")} or left == {Path("attempt-1")}
+
+
+def test_nothing_to_do(supervise: Callable[..., Supervisor]) -> None:
+    assert not supervise().run_one()
+    assert not supervise().run_one("job_unknown")
+
+
+@pytest.mark.parametrize(
+    ("crash", "status", "code"),
+    [
+        ("usage", JobStatus.FAILED, "scripted_usage"),
+        ("fatal", JobStatus.FAILED, "scripted_fatal"),
+        ("transient", JobStatus.QUEUED, None),
+        ("exit 64", JobStatus.FAILED, "internal_error"),
+        ("exit 70", JobStatus.FAILED, "internal_error"),
+        ("exit 0", JobStatus.FAILED, "internal_error"),
+        ("exit 75", JobStatus.QUEUED, None),
+        ("exit 3", JobStatus.QUEUED, None),
+        ("exit 1", JobStatus.QUEUED, None),
+        (f"signal {signal.SIGSEGV.value}", JobStatus.QUEUED, None),
+    ],
+)
+def test_each_kind_of_end_has_its_story(
+    supervise: Callable[..., Supervisor],
+    sessions: sessionmaker[Session],
+    crash: str,
+    status: JobStatus,
+    code: str | None,
+) -> None:
+    job_id = add_job(sessions, hyperparameters={"steps": 3, "crash_at": {"2": crash}})
+    assert supervise().run_one()
+    job = read_job(sessions, job_id)
+    assert job.status is status
+    assert (job.error.code if job.error else None) == code
+    assert job.attempt == 1
+    if code and code.startswith("scripted"):
+        assert job.error is not None
+        assert (job.error.message, job.error.param) == ("As told.", "crash_at")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGSEGV, "worker_lost"), (signal.SIGKILL, "worker_out_of_memory")]
+)
+def test_a_crash_loop_stops_after_max_attempts_and_resumes_in_between(
+    supervise: Callable[..., Supervisor],
+    sessions: sessionmaker[Session],
+    tmp_path: Path,
+    number: signal.Signals,
+    code: str,
+) -> None:
+    script = {"steps": 3, "crash_at": {"3": f"signal {number.value}"}}
+    job_id = add_job(sessions, max_attempts=3, hyperparameters=script)
+    supervisor = supervise()
+    for _ in range(3):
+        assert supervisor.run_one()
+    assert not supervisor.run_one()
+    job = read_job(sessions, job_id)
+    assert (job.status, job.attempt) == (JobStatus.FAILED, 3)
+    assert job.error is not None
+    assert job.error.code == code
+    runs = tmp_path / "runs" / job_id
+    assert (runs / "attempt-1" / "steps.txt").read_text().split() == ["1", "2"]
+    assert not (runs / "attempt-3" / "steps.txt").exists(), "later attempts redo nothing"
+    assert (runs / "attempt-1" / "checkpoints").is_dir(), "kept for a resume"
+    assert "about to die" in (runs / "attempt-1" / "trainer.log").read_text()
+
+
+def test_a_silent_trainer_is_killed_with_its_children(
+    supervise: Callable[..., Supervisor], sessions: sessionmaker[Session], tmp_path: Path
+) -> None:
+    script = {"steps": 3, "crash_at": {"2": "hang"}, "grandchild": True}
+    job_id = add_job(sessions, max_attempts=1, hyperparameters=script)
+    assert supervise(stall_timeout=timedelta(seconds=2)).run_one()
+    job = read_job(sessions, job_id)
+    assert job.error is not None
+    assert job.error.code == "trainer_stalled"
+    with sessions() as session, session.begin():
+        events = JobStore(session).events(job_id)
+    grandchild = next(e.data["metrics"]["grandchild"] for e in events if e.type is EventType.METRICS)
+    wait_for(lambda: not is_running(int(grandchild)), timeout_s=5)
+
+
+def test_a_slow_but_talking_trainer_is_left_alone(
+    supervise: Callable[..., Supervisor], sessions: sessionmaker[Session]
+) -> None:
+    job_id = add_job(sessions, hyperparameters={"steps": 5, "step_ms": 500})
+    assert supervise(stall_timeout=timedelta(seconds=2)).run_one()
+    assert read_job(sessions, job_id).status is JobStatus.SUCCEEDED
+
+
+@pytest.mark.parametrize("noise", ["flood", "garbage"])
+def test_noise_on_the_report_line_does_no_harm(
+    supervise: Callable[..., Supervisor], sessions: sessionmaker[Session], noise: str
+) -> None:
+    job_id = add_job(sessions, hyperparameters={"steps": 2, "crash_at": {"1": noise}})
+    assert supervise().run_one()
+    assert read_job(sessions, job_id).status is JobStatus.SUCCEEDED
+    with sessions() as session, session.begin():
+        assert len(JobStore(session).events(job_id)) < 20
+
+
+@pytest.mark.parametrize("bundle", ["none", "outside", "symlink", "empty"])
+def test_a_bad_bundle_is_not_published(
+    supervise: Callable[..., Supervisor], sessions: sessionmaker[Session], bundle: str
+) -> None:
+    job_id = add_job(sessions, hyperparameters={"steps": 1, "bundle": bundle})
+    assert supervise().run_one()
+    job = read_job(sessions, job_id)
+    assert (job.status, job.classifier_id) == (JobStatus.FAILED, None)
+    assert job.error is not None
+    assert job.error.code == "internal_error"
+
+
+def test_a_missing_image_is_tried_again_then_told(
+    supervise: Callable[..., Supervisor], sessions: sessionmaker[Session]
+) -> None:
+    job_id = add_job(sessions, digests=("0" * 64,), max_attempts=2)
+    supervisor = supervise()
+    assert supervisor.run_one()
+    assert read_job(sessions, job_id).status is JobStatus.QUEUED
+    assert supervisor.run_one()
+    job = read_job(sessions, job_id)
+    assert job.error is not None
+    assert job.error.code == "artifact_missing"
+
+
+def test_an_unknown_model_fails_at_once(supervise: Callable[..., Supervisor], sessions: sessionmaker[Session]) -> None:
+    job_id = add_job(sessions, base_model="another")
+    assert supervise().run_one()
+    job = read_job(sessions, job_id)
+    assert job.error is not None
+    assert (job.error.code, job.error.param, job.attempt) == ("unknown_model", "base_model", 1)
+
+
+@pytest.mark.parametrize("manner", ["obedient", "deaf"])
+def test_a_running_job_is_cancelled(
+    supervise: Callable[..., Supervisor], sessions: sessionmaker[Session], manner: str
+) -> None:
+    deaf = manner == "deaf"
+    job_id = add_job(sessions, hyperparameters={"steps": 1000, "step_ms": 20, "deaf": deaf})
+    supervisor = supervise(stop_grace=timedelta(seconds=0.5 if deaf else 10))
+    with running(supervisor):
+        wait_for(training(sessions, job_id))
+        with sessions() as session, session.begin():
+            JobStore(session).request_cancel(job_id)
+        asked = time.monotonic()
+    assert time.monotonic() - asked < 8
+    assert read_job(sessions, job_id).status is JobStatus.CANCELLED
+
+
+@pytest.mark.parametrize("manner", ["obedient", "deaf"])
+def test_a_graceful_stop_gives_the_job_back_and_another_goes_on(
+    supervise: Callable[..., Supervisor],
+    sessions: sessionmaker[Session],
+    tmp_path: Path,
+    manner: str,
+) -> None:
+    deaf = manner == "deaf"
+    script = {"steps": 120, "step_ms": 20, "deaf": deaf}
+    job_id = add_job(sessions, max_attempts=1, hyperparameters=script)
+    supervisor = supervise(stop_grace=timedelta(seconds=0.3 if deaf else 10))
+    with running(supervisor):
+        wait_for(training(sessions, job_id))
+        supervisor.stop()
+    job = read_job(sessions, job_id)
+    assert (job.status, job.attempt) == (JobStatus.QUEUED, 0)
+    assert not supervisor.run_one(), "a stopped worker takes nothing"
+    assert supervise().run_one()
+    assert read_job(sessions, job_id).status is JobStatus.SUCCEEDED
+    folders = sorted((tmp_path / "runs" / job_id).glob("attempt-*"))
+    assert [f.name for f in folders] == ["attempt-1", "attempt-2"]
+    assert read_job(sessions, job_id).attempt == 1
+
+
+def test_a_lost_lease_ends_the_trainer_and_writes_nothing(
+    supervise: Callable[..., Supervisor], sessions: sessionmaker[Session]
+) -> None:
+    job_id = add_job(sessions, hyperparameters={"steps": 1000, "step_ms": 20, "grandchild": True})
+    with running(supervise()):
+        wait_for(training(sessions, job_id))
+        with sessions() as session, session.begin():
+            session.execute(update(Job).values(lease_until=now_plus(timedelta(seconds=-1))))
+        heir = Ledger(sessions).claim("heir", timedelta(seconds=60))
+        stolen = read_job(sessions, job_id)
+    assert heir is not None, "the supervisor's beat was quicker than the thief: run again"
+    after = read_job(sessions, job_id)
+    assert after.progress == stolen.progress == {"phase": "preparing"}
+    assert (after.status, after.attempt, after.transitions) == (JobStatus.RUNNING, 2, stolen.transitions)
+
+
+class FlakyLedger(Ledger):
+    """A ledger whose database can be pulled out."""
+
+    down = False
+
+    def _write(self) -> Any:
+        if self.down:
+            raise LedgerUnavailable("pulled out")
+        return super()._write()
+
+
+def test_an_outage_shorter_than_the_lease_goes_unnoticed(
+    supervise: Callable[..., Supervisor], sessions: sessionmaker[Session]
+) -> None:
+    job_id = add_job(sessions, hyperparameters={"steps": 40, "step_ms": 20})
+    ledger = FlakyLedger(sessions)
+    with running(supervise(ledger, lease=timedelta(seconds=6))):
+        wait_for(training(sessions, job_id))
+        ledger.down = True
+        time.sleep(2)  # training ends meanwhile
+        assert read_job(sessions, job_id).status is JobStatus.RUNNING
+        ledger.down = False
+    job = read_job(sessions, job_id)
+    assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 1)
+
+
+def test_an_outage_longer_than_the_lease_stops_the_trainer_at_a_checkpoint(
+    supervise: Callable[..., Supervisor], sessions: sessionmaker[Session], tmp_path: Path
+) -> None:
+    job_id = add_job(sessions, max_attempts=1, hyperparameters={"steps": 400, "step_ms": 20})
+    ledger = FlakyLedger(sessions)
+    supervisor = supervise(ledger, lease=timedelta(seconds=1.5))
+    steps = tmp_path / "runs" / job_id / "attempt-1" / "steps.txt"
+    with running(supervisor):
+        wait_for(training(sessions, job_id))
+        ledger.down = True
+        time.sleep(3)
+        before = steps.read_text()
+        time.sleep(0.5)
+        assert steps.read_text() == before, "it goes no further than the lease"
+        assert len(before.split()) < 400
+        ledger.down = False
+    job = read_job(sessions, job_id)
+    assert (job.status, job.attempt) == (JobStatus.QUEUED, 0), "the outage was not the job's fault"
+
+
+def test_a_supervisor_holds_its_job_for_many_leases(
+    supervise: Callable[..., Supervisor], sessions: sessionmaker[Session]
+) -> None:
+    job_id = add_job(sessions, max_attempts=1, hyperparameters={"steps": 30, "step_ms": 100})
+    ledger = Ledger(sessions)
+    with running(supervise(lease=timedelta(seconds=1))) as thread:
+        wait_for(training(sessions, job_id))
+        while thread.is_alive():
+            assert ledger.claim("thief", timedelta(seconds=60)) is None
+            assert ledger.sweep().failed == ()
+            time.sleep(0.05)
+    assert read_job(sessions, job_id).status is JobStatus.SUCCEEDED
+
+
+def test_the_trainer_gets_no_secrets(
+    supervise: Callable[..., Supervisor],
+    sessions: sessionmaker[Session],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MUST_DATABASE_URL", "postgresql://user:secret@host/db")
+    job_id = add_job(sessions)
+    dump = "import os,sys; print(sorted(os.environ), os.nice(0)); sys.exit(70)"
+    assert supervise(trainer=(sys.executable, "-c", dump)).run_one()
+    log = (tmp_path / "runs" / job_id / "attempt-1" / "trainer.log").read_text()
+    assert "MUST_REPORT_FD" in log
+    assert "MUST_DATABASE_URL" not in log
+    assert int(log.rpartition(" ")[2]) >= min(19, os.nice(0) + 10)

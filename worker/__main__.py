@@ -1,0 +1,125 @@
+"""``python -m worker``: takes jobs until SIGTERM or SIGINT, then has them checkpointed, gives them back and exits 0.
+
+With a broker (``MUST_BROKER_URL``) it is a Celery worker, without one it asks the ledger itself. A second signal
+ends it at once, and its trainers with it; their jobs are then recovered by their leases.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+import structlog
+from celery import signals
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
+
+from app.config import Settings
+from app.database import make_engine, make_sessionmaker, migrate
+from app.jobs.hint import HintSender
+from app.jobs.ledger import Ledger
+from app.log import configure_logging
+from app.storage import make_storage
+from worker.celery_app import keep_logging_as_it_is, make_celery
+from worker.embedded import EmbeddedWorker
+from worker.supervisor import Supervisor, SupervisorOptions
+from worker.sweeper import Sweeper
+from worker.tasks import register
+
+_log = structlog.get_logger("worker")
+
+
+def main(settings: Settings | None = None, **overrides: Any) -> int:
+    """Run a worker in this process until it is told to stop. Returns the exit code.
+
+    ``overrides`` are fields of `SupervisorOptions` that no setting covers, such as the ``trainer`` to run.
+    """
+    configure_logging()
+    settings = settings or Settings()
+    engine = make_engine(settings.resolved_database_url)
+    _migrate(engine)
+    ledger = Ledger(make_sessionmaker(engine))
+    supervisor = Supervisor(
+        ledger=ledger,
+        storage=make_storage(settings.resolved_storage_url, settings.data_dir.absolute() / "cache"),
+        options=_options(settings, overrides),
+    )
+    _log.info("worker_started", owner=supervisor.owner, broker=settings.broker_url is not None)
+    if settings.broker_url is None:
+        code = _run_embedded(settings, ledger, supervisor)
+    else:
+        code = _run_celery(settings, ledger, supervisor)
+    engine.dispose()
+    _log.info("worker_stopped", exit_code=code)
+    return code
+
+
+def _options(settings: Settings, overrides: Mapping[str, Any]) -> SupervisorOptions:
+    options = SupervisorOptions(
+        models=settings.models,
+        runs_dir=settings.runs_dir,
+        checkpoint_interval=settings.checkpoint_interval,
+        lease=settings.lease,
+        stall_timeout=settings.stall_timeout,
+        stop_grace=settings.stop_grace,
+    )
+    return replace(options, **overrides)
+
+
+def _migrate(engine: Engine) -> None:
+    """Until the database answers: a worker may be started before it."""
+    while True:
+        try:
+            return migrate(engine)
+        except OperationalError as e:
+            _log.warning("database_unavailable", error=str(e)[:300])
+            time.sleep(2)
+
+
+def _run_embedded(settings: Settings, ledger: Ledger, supervisor: Supervisor) -> int:
+    sweeper = Sweeper(ledger, interval=settings.sweep_interval, runs_dir=settings.runs_dir)
+    worker = EmbeddedWorker(supervisor, concurrency=settings.worker_concurrency, poll_interval=settings.poll_interval)
+    # The handler only writes to a pipe: it may run at any instruction of this thread, also within a lock.
+    told, tell = os.pipe()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the handler's signature
+        signal.signal(number, signal.SIG_DFL)  # the next one ends us
+        os.write(tell, b"\n")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    sweeper.start()
+    worker.start()
+    os.read(told, 1)
+    _log.info("worker_stopping")
+    worker.stop()
+    sweeper.stop()
+    return 0
+
+
+def _run_celery(settings: Settings, ledger: Ledger, supervisor: Supervisor) -> int:
+    celery = make_celery(settings)
+    sender = HintSender(celery.conf.broker_url)
+    register(celery, supervisor, sender.send)
+    keep_logging_as_it_is()
+    sweeper = Sweeper(ledger, interval=settings.sweep_interval, runs_dir=settings.runs_dir, send_hint=sender.send)
+
+    # Celery calls this inside its own signal handler, in the main thread, which uses none of the supervisor's locks.
+    def on_shutdown(**_: Any) -> None:
+        supervisor.stop()
+
+    signals.worker_shutting_down.connect(on_shutdown, weak=False)
+    sweeper.start()
+    worker = celery.Worker(without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True)
+    worker.start()  # returns after a warm shutdown, when the last job was given back
+    sweeper.stop()
+    sender.close()
+    return int(worker.exitcode or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""From a folder that a trainer filled to a publication: every file a blob, and one digest over all of them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from app.ids import new_id
+from app.jobs.messages import Publication
+from app.storage import BlobStore
+from worker.protocol import ResultReport
+
+MAX_FILES = 1000
+
+
+class BundleRefused(Exception):
+    """The trainer's result is not a folder of plain files in its output folder."""
+
+
+def store_bundle(storage: BlobStore, result: ResultReport, output_dir: Path) -> Publication:
+    """Store the bundle's files, all or none. Raises `BundleRefused`, and the storage's own errors."""
+    files: dict[str, str] = {}
+    with storage.batch() as batch:
+        for path in _files(result.bundle_dir, output_dir):
+            with path.open("rb") as file:
+                files[path.relative_to(result.bundle_dir).as_posix()] = batch.put_stream(file).sha256
+    return Publication(
+        classifier_id=new_id("clf"),
+        files=files,
+        version=version_of(files),
+        metrics=result.metrics,
+        verdict=result.verdict,
+    )
+
+
+def version_of(files: dict[str, str]) -> str:
+    """Digest of a bundle: sha256 over the JSON of its sorted file names and their sha256."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _files(bundle_dir: Path, output_dir: Path) -> list[Path]:
+    if not bundle_dir.resolve().is_relative_to(output_dir.resolve()):
+        raise BundleRefused("outside of the output folder")
+    found = [path for path in sorted(bundle_dir.rglob("*")) if not path.is_dir() or path.is_symlink()]
+    if not found or len(found) > MAX_FILES:
+        raise BundleRefused(f"{len(found)} files")
+    if any(path.is_symlink() or not path.is_file() for path in found):
+        raise BundleRefused("not only plain files")
+    return found

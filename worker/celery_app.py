@@ -1,0 +1,64 @@
+"""Celery as a doorbell: it brings hints, the ledger owns everything else.
+
+Early acknowledgement on purpose: a job may outlast every broker's patience (visibility timeout, consumer timeout),
+and what a dead worker leaves behind is recovered by its lease, not by redelivery.
+"""
+
+from typing import Any
+
+from celery import Celery, signals
+from kombu.entity import Queue
+
+from app.config import Settings
+from app.jobs.hint import QUEUE
+
+
+def make_celery(settings: Settings) -> Celery:
+    """The worker's Celery. Needs ``settings.broker_url``; opens no connection yet."""
+    if settings.broker_url is None:
+        raise ValueError("a Celery worker needs MUST_BROKER_URL")
+    queue = Queue(QUEUE)  # type: ignore[no-untyped-call]
+    url = settings.broker_url.get_secret_value()
+    celery = Celery("must-worker", set_as_current=False)
+    celery.conf.update(
+        broker_url=url,
+        broker_connection_timeout=4,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # for ever: jobs wait in the ledger meanwhile
+        broker_transport_options=_receiver_options(url),
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        task_queues=[queue],
+        task_default_queue=QUEUE,
+        task_create_missing_queues=False,
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        result_backend=None,
+        task_acks_late=False,
+        task_track_started=False,
+        worker_pool="threads",  # one process: SIGKILL takes the supervisors, and with them their trainers
+        worker_concurrency=settings.worker_concurrency,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=url.startswith("redis"),  # hints stay in the queue until a slot is free
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+    )
+    return celery
+
+
+def keep_logging_as_it_is() -> None:
+    """Stop Celery from replacing this process's logging set-up."""
+    signals.setup_logging.connect(_do_nothing, weak=False)
+
+
+def _do_nothing(**_: Any) -> None:
+    return None
+
+
+def _receiver_options(url: str) -> dict[str, Any]:
+    if url.startswith("redis"):
+        # Without keepalive and health checks a silently dropped connection would be listened on for ever.
+        return {"socket_keepalive": True, "health_check_interval": 10, "socket_connect_timeout": 4}
+    return {}

@@ -1,0 +1,55 @@
+"""The trainer's side of the protocol: reports out, the wish to stop in, and no life without the supervisor."""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+from worker.protocol import REPORT_FD_VARIABLE, AnyReport, format_report
+
+ORPHANED = 99
+"""Exit code after the supervisor died. Nobody is left to read it."""
+
+
+class TrainerLink:
+    """A trainer's connection to its supervisor. Make one in the main thread, before anything slow.
+
+    Without ``MUST_REPORT_FD`` in the environment (a trainer started by hand) reports go to stderr and stdin is left
+    alone.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        number = os.environ.get(REPORT_FD_VARIABLE)
+        self._fd = sys.stderr.fileno() if number is None else int(number)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        if number is not None:
+            os.set_inheritable(self._fd, False)  # data-loading children must not keep it open
+            threading.Thread(target=_die_with_parent, name="parent-watch", daemon=True).start()
+
+    @property
+    def stop_requested(self) -> bool:
+        """The supervisor asked to stop: write a checkpoint after this step and exit with ``ExitCode.STOPPED``."""
+        return self._stop.is_set()
+
+    def send(self, report: AnyReport) -> None:
+        """Report to the supervisor. When nobody reads any more, this process ends."""
+        content = format_report(report)
+        with self._lock:
+            try:
+                while content:
+                    content = content[os.write(self._fd, content) :]
+            except BrokenPipeError:
+                os._exit(ORPHANED)
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the handler's signature
+        self._stop.set()
+
+
+def _die_with_parent() -> None:
+    # The kernel kills us when the supervisor's thread dies, on Linux. This end of file arrives everywhere.
+    while os.read(0, 4096):
+        pass
+    os._exit(ORPHANED)

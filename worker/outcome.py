@@ -1,0 +1,90 @@
+"""How an attempt ended, and what becomes of the job. Pure: exit code, reports and our own doings in, verdict out."""
+
+import signal
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from app.jobs.messages import JobError
+from worker.protocol import ErrorReport, ExitCode, ResultReport
+
+
+class Interruption(Enum):
+    """Why we ended a trainer, by rising urgency."""
+
+    SHUTDOWN = auto()
+    """This worker is to stop."""
+    OVERDUE = auto()
+    """The ledger was silent for longer than the lease."""
+    CANCEL = auto()
+    """The user's wish."""
+    STALLED = auto()
+    """The trainer was silent for too long."""
+    LOST = auto()
+    """The job is somebody else's."""
+
+
+class Ending(Enum):
+    """What to tell the ledger."""
+
+    PUBLISH = auto()
+    RELEASE = auto()
+    CANCEL = auto()
+    RETRY = auto()
+    FAIL = auto()
+    ABANDON = auto()
+    """Nothing: the job is not ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """An ending, with the reason where it has one."""
+
+    ending: Ending
+    error: JobError | None = None
+
+
+STALLED = JobError(code="trainer_stalled", message="The training stopped making progress.")
+NO_RESULT = JobError(code="internal_error", message="The training ended without a result.")
+INTERNAL = JobError(code="internal_error", message="Something went wrong that is not your fault.")
+
+
+def judge(  # noqa: PLR0911 - a decision table
+    code: int,
+    *,
+    interruption: Interruption | None,
+    result: ResultReport | None,
+    error: ErrorReport | None,
+) -> Outcome:
+    """What an exit means. ``code`` is negative for the number of a signal, like in `subprocess`."""
+    if interruption is Interruption.LOST:
+        return Outcome(ending=Ending.ABANDON)
+    if interruption is Interruption.CANCEL:
+        return Outcome(ending=Ending.CANCEL)
+    if code == ExitCode.DONE and result is not None:
+        return Outcome(ending=Ending.PUBLISH)  # it finished while being asked to stop: finished is finished
+    stopped = interruption in {Interruption.SHUTDOWN, Interruption.OVERDUE}
+    if error is not None and not (stopped and error.kind == "transient"):
+        return Outcome(
+            ending=Ending.RETRY if error.kind == "transient" else Ending.FAIL,
+            error=JobError(code=error.code, message=error.message, param=error.param),
+        )
+    if interruption is Interruption.STALLED:
+        return Outcome(ending=Ending.RETRY, error=STALLED)
+    if stopped:
+        return Outcome(ending=Ending.RELEASE)  # also when it had to be killed: the stop was not its fault
+    return _accident(code)
+
+
+def _accident(code: int) -> Outcome:
+    if code == -signal.SIGKILL:
+        # Not by us, so almost surely by the kernel's out-of-memory killer.
+        error = JobError(code="worker_out_of_memory", message="The training ran out of memory and was killed.")
+        return Outcome(ending=Ending.RETRY, error=error)
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        error = JobError(code="worker_lost", message=f"The training process died ({name}).")
+        return Outcome(ending=Ending.RETRY, error=error)
+    if code in {ExitCode.DONE, ExitCode.FATAL, ExitCode.USAGE}:
+        return Outcome(ending=Ending.FAIL, error=NO_RESULT if code == ExitCode.DONE else INTERNAL)
+    error = JobError(code="worker_lost", message=f"The training process ended unexpectedly (exit code {code}).")
+    return Outcome(ending=Ending.RETRY, error=error)

@@ -1,0 +1,93 @@
+"""Housekeeping that every worker does, any number at a time: dead workers' jobs, unsent hints, old run folders."""
+
+import random
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from threading import Event, Thread
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.jobs.errors import LedgerUnavailable
+from app.jobs.ledger import Ledger
+from worker import runs
+
+_log = structlog.get_logger(__name__)
+
+TIDY_INTERVAL = timedelta(minutes=10)
+
+
+class Sweeper:
+    """A thread between `start` and `stop`."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        interval: timedelta,
+        runs_dir: Path,
+        send_hint: Callable[[str], bool] | None = None,
+    ) -> None:
+        """``send_hint`` tells the broker of a job id and returns whether it took it; None without a broker."""
+        self._ledger = ledger
+        self._interval_s = interval.total_seconds()
+        self._runs_dir = runs_dir
+        self._send_hint = send_hint
+        self._stopping = Event()
+        self._thread = Thread(target=self._run, name="sweeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin, with a sweep at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; waits for a sweep that is under way."""
+        self._stopping.set()
+        self._thread.join()
+
+    def sweep(self) -> None:
+        """One round. Raises `LedgerUnavailable`."""
+        swept = self._ledger.sweep()
+        for job_id in swept.failed:
+            _log.warning("job_failed", job_id=job_id, error="worker_lost")
+        for job_id in swept.cancelled:
+            _log.info("job_cancelled", job_id=job_id)
+        if self._send_hint is not None:
+            self._resend(self._send_hint)
+
+    def tidy(self) -> None:
+        """Remove the checkpoints of jobs that are done with them: of workers that died between the end of a job and
+        its clean-up, and of unfinished jobs that nobody resumed. Raises `LedgerUnavailable`."""
+        job_ids = sorted(set(runs.jobs_with_checkpoints(self._runs_dir)))
+        for first in range(0, len(job_ids), 500):
+            for job_id, (status, finished_ago) in self._ledger.statuses(job_ids[first : first + 500]).items():
+                if runs.may_discard(status, finished_ago):
+                    runs.discard_job(self._runs_dir, job_id)
+                    _log.info("run_folder_removed", job_id=job_id)
+
+    def _resend(self, send: Callable[[str], bool]) -> None:
+        sent = []
+        for job_id in self._ledger.unsent():
+            if self._stopping.is_set() or not send(job_id):
+                break  # the broker is down; the next round tries again
+            sent.append(job_id)
+        if sent:
+            self._ledger.mark_notified(sent)
+            _log.info("hints_sent", num_jobs=len(sent))
+
+    def _run(self) -> None:
+        tidy_at = time.monotonic() + self._interval_s
+        while not self._stopping.is_set():
+            try:
+                self.sweep()
+                if time.monotonic() >= tidy_at:
+                    tidy_at = time.monotonic() + TIDY_INTERVAL.total_seconds()
+                    self.tidy()
+            except LedgerUnavailable as e:
+                _log.warning("ledger_unavailable", error=str(e)[:300])
+            except (SQLAlchemyError, OSError):
+                _log.exception("sweep_failed")
+            # Spread out, so that many workers do not sweep in step.
+            self._stopping.wait(self._interval_s * random.uniform(0.8, 1.2))

@@ -1,0 +1,104 @@
+"""The trainer: a child process that runs one attempt of a job with must_core and tells its supervisor how it goes.
+
+Started as ``python -m worker.trainer SPEC``; see worker/protocol.py.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+# Read when torch loads its OpenMP: threads that wait give the processor to the API and to the loader instead of
+# spinning on it. Spinning made small steps up to thirty times slower on a busy machine of two cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import structlog
+import torch
+
+from app.log import configure_logging
+from must_core import adapt as loop
+from must_core.errors import InvalidClasses, InvalidConfig, MustError, UnknownModel, UnreadableImage
+from must_core.prompts import ClassSpec
+from must_core.workflow import AdaptRequest, Chosen, Completed, PhaseStarted, Resumed, run_adaptation
+from worker import protocol
+from worker.child import TrainerLink
+from worker.protocol import ErrorReport, ExitCode, TrainerSpec
+
+_log = structlog.get_logger(__name__)
+
+_USAGE = (InvalidClasses, InvalidConfig, UnknownModel)
+
+
+def main() -> int:
+    """Run the attempt; the exit status is an `ExitCode`."""
+    link = TrainerLink()
+    configure_logging()
+    spec = protocol.parse_spec(Path(sys.argv[1]).read_bytes())
+    try:
+        return _train(spec, link)
+    except UnreadableImage as e:
+        _log.exception("image_unreadable")
+        return _give_up(link, "fatal", e.code, "An image of the dataset cannot be read any more.")
+    except MustError as e:
+        return _give_up(link, "usage" if isinstance(e, _USAGE) else "fatal", e.code, e.message, e.param)
+    except torch.OutOfMemoryError:
+        return _give_up(
+            link, "fatal", "gpu_out_of_memory", "The GPU's memory is too small for this batch.", "batch_size"
+        )
+    except (MemoryError, OSError) as e:
+        _log.exception("trainer_failed")
+        return _give_up(link, "transient", "worker_failed", f"The machine failed the trainer ({type(e).__name__}).")
+
+
+def _train(spec: TrainerSpec, link: TrainerLink) -> int:
+    phase = "preparing"
+    for event in run_adaptation(
+        _request(spec),
+        bundle=spec.output_dir / "bundle",
+        checkpoints=spec.checkpoints_dir,
+        resume_from=spec.resume_from,
+        checkpoint_interval_s=spec.checkpoint_interval_s,
+        stop=lambda: link.stop_requested,
+    ):
+        match event:
+            case PhaseStarted(name):
+                phase = name
+                link.send(protocol.PhaseReport(phase=name))
+            case Chosen(choices):
+                told = {k: protocol.Choice(value=c.value, reason=c.reason) for k, c in choices.items()}
+                link.send(protocol.ChoicesReport(choices=told))
+            case Resumed(step):
+                _log.info("resumed", step=step)
+            case loop.Progress(step, total_steps, epoch, rate, metrics):
+                link.send(
+                    protocol.ProgressReport(
+                        phase=phase, epoch=epoch, step=step, total_steps=total_steps, images_per_second=rate
+                    )
+                )
+                link.send(protocol.MetricsReport(metrics=metrics))
+            case loop.CheckpointSaved(step):
+                link.send(protocol.CheckpointReport(step=step))
+            case loop.Stopped():
+                return ExitCode.STOPPED
+            case Completed(bundle, metrics):
+                link.send(protocol.ResultReport(bundle_dir=bundle, metrics=metrics))
+    return ExitCode.DONE
+
+
+def _request(spec: TrainerSpec) -> AdaptRequest:
+    return AdaptRequest(
+        base_model=spec.base_model,
+        classes=tuple(map(ClassSpec.from_json, spec.classes)),
+        templates=tuple(spec.templates),
+        images=tuple(spec.images),
+        hyperparameters=spec.hyperparameters,
+        seed=spec.seed,
+    )
+
+
+def _give_up(link: TrainerLink, kind: str, code: str, message: str, param: str | None = None) -> int:
+    link.send(ErrorReport(kind=kind, code=code, message=message, param=param))  # type: ignore[arg-type]
+    return {"usage": ExitCode.USAGE, "fatal": ExitCode.FATAL, "transient": ExitCode.TRANSIENT}[kind]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Every figure that a document quotes, each printed by one command."""

@@ -89,7 +89,7 @@ def test_a_child_left_behind_by_a_good_exit_is_ended_too(tmp_path: Path) -> None
     trainer = start(tmp_path, code, lines)
     wait_for(lambda: trainer.exited)
     assert trainer.finish() == 0
-    assert not is_running(int(lines[0]))
+    wait_for(lambda: not is_running(int(lines[0])), timeout_s=5)
 
 
 def test_the_trainer_dies_with_the_thread_that_started_it(tmp_path: Path) -> None:

@@ -81,7 +81,11 @@ def _make_services(settings: Settings, engine: Engine, decoder: DecoderPool, que
             ingestor=Ingestor(storage=storage, decoder=decoder, limits=IngestLimits.from_settings(settings)),
         ),
         jobs=JobService(
-            sessions=sessions, queue=queue, classifiers=classifier_service, max_attempts=settings.max_attempts
+            sessions=sessions,
+            queue=queue,
+            classifiers=classifier_service,
+            predictor=predictor,
+            max_attempts=settings.max_attempts,
         ),
         classifiers=classifier_service,
         classify=ClassifyService(classifiers=classifier_service, predictor=predictor, decoder=decoder),

@@ -11,6 +11,7 @@ from typing import Any
 from must_core.backbone import BaseModel
 from must_core.config import AUTO, HYPERPARAMETERS, AdaptConfig, check_hyperparameters
 from must_core.errors import InvalidConfig
+from must_core.masking import PatchMasker
 
 _STEPS_WANTED = 500
 _LARGEST_BATCH = 64
@@ -34,6 +35,22 @@ class Evidence:
     """Share of images whose zero-shot answer changes when they are mirrored, 0 to 1."""
 
 
+def check_fit(requested: Mapping[str, Any], base: BaseModel) -> None:
+    """Check requested values that depend on the base model; raises `InvalidConfig`."""
+    _, patch, image = _geometry(base)
+    given = {name: value for name, value in requested.items() if value != AUTO}
+    masking = given.get("masking", base.masking.supported)
+    if masking and not base.masking.supported:
+        raise InvalidConfig(base.masking.reason, param="masking")
+    if masking:
+        PatchMasker(
+            image_size=image,
+            patch_size=patch,
+            mask_patch_size=given.get("mask_patch_size", patch),
+            mask_ratio=given.get("mask_ratio", 0.0),
+        )
+
+
 def choose(
     requested: Mapping[str, Any], evidence: Evidence, base: BaseModel, *, seed: int
 ) -> tuple[AdaptConfig, dict[str, Choice]]:
@@ -43,6 +60,7 @@ def choose(
     that are out of range or do not fit the images.
     """
     check_hyperparameters(requested)
+    check_fit(requested, base)
     given = {name: value for name, value in requested.items() if value != AUTO}
     choices = {name: Choice(value, "As requested.") for name, value in given.items()}
 

@@ -1,12 +1,13 @@
 """Class names x templates -> class weights, and the rules for both.
 
-Shapes: D embedding width, K classes.
+Shapes: D embedding width, K classes, T texts of a batch.
 """
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -125,16 +126,46 @@ def check_lengths(base: BaseModel, classes: Sequence[ClassSpec], templates: Sequ
                 )
 
 
-def build_class_weights(base: BaseModel, classes: Sequence[ClassSpec], templates: Sequence[str]) -> Tensor:
-    """Encode the classes into ``class_weights_DK``, float32, one unit column each.
+class PromptEnsemble:
+    """Class weights in the making: iterate to encode, a batch of texts at a time, then read the result.
 
     A class is the normalised mean of its texts' unit vectors (prompt ensembling; Radford et al., 2021, section
-    3.1.4). Raises `InvalidClasses` as `check_classes` and `check_lengths` do.
+    3.1.4). Memory does not grow with the number of texts.
     """
-    check_classes(classes, templates)
-    check_lengths(base, classes, templates)
-    texts = [spec.texts(templates) for spec in classes]
-    flat = [text for of_class in texts for text in of_class]
-    encoded = torch.cat([base.encode_text(flat[i : i + _TEXT_BATCH]) for i in range(0, len(flat), _TEXT_BATCH)])
-    by_class = encoded.split([len(of_class) for of_class in texts])
-    return torch.stack([F.normalize(e.mean(dim=0), dim=0) for e in by_class], dim=1).clone()
+
+    def __init__(self, base: BaseModel, classes: Sequence[ClassSpec], templates: Sequence[str]) -> None:
+        """Raises `InvalidClasses` as `check_classes` and `check_lengths` do."""
+        check_classes(classes, templates)
+        check_lengths(base, classes, templates)
+        self._base = base
+        self._classes = classes
+        self._templates = templates
+        self._sums_KD: Tensor | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the number of texts encoded so far, after each batch."""
+        texts = ((k, text) for k, spec in enumerate(self._classes) for text in spec.texts(self._templates))
+        num_done, sums_KD = 0, None
+        while batch := list(islice(texts, _TEXT_BATCH)):
+            features_TD = self._base.encode_text([text for _, text in batch])
+            if sums_KD is None:
+                sums_KD = torch.zeros(len(self._classes), features_TD.shape[1])
+            sums_KD.index_add_(0, torch.tensor([k for k, _ in batch]), features_TD)
+            num_done += len(batch)
+            yield num_done
+        self._sums_KD = sums_KD
+
+    @property
+    def weights_DK(self) -> Tensor:  # noqa: N802 - named by its shape
+        """Float32, one unit column per class; there once every text has been encoded."""
+        if self._sums_KD is None:
+            raise RuntimeError("iterate to the end first")
+        return F.normalize(self._sums_KD, dim=-1).T.contiguous()
+
+
+def build_class_weights(base: BaseModel, classes: Sequence[ClassSpec], templates: Sequence[str]) -> Tensor:
+    """Encode the classes into ``class_weights_DK`` in one go; see `PromptEnsemble`."""
+    ensemble = PromptEnsemble(base, classes, templates)
+    for _ in ensemble:
+        pass
+    return ensemble.weights_DK

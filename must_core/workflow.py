@@ -26,7 +26,7 @@ from must_core.checkpoint import Checkpoints
 from must_core.config import AdaptConfig
 from must_core.data import evaluation_batches, steps_per_epoch
 from must_core.errors import InvalidConfig
-from must_core.prompts import ClassSpec, build_class_weights
+from must_core.prompts import ClassSpec, PromptEnsemble
 from must_core.student import Student
 
 LOOK_AT_MOST = 1024
@@ -97,8 +97,13 @@ def run_adaptation(
 
     yield PhaseStarted("preparing")
     base = load_base(request.base_model)
-    class_weights_DK = build_class_weights(base, request.classes, request.templates)
-    student = Student.from_base(base, class_weights_DK, seed=request.seed).to(device)
+    ensemble = PromptEnsemble(base, request.classes, request.templates)
+    for _ in ensemble:
+        yield PhaseStarted("preparing")  # a sign of life
+        if stop():
+            yield Stopped(0)
+            return
+    student = Student.from_base(base, ensemble.weights_DK, seed=request.seed).to(device)
     if not request.images:
         raise InvalidConfig("There are no images.", code="no_usable_images", param="images")
     sample = _spread(request.images, LOOK_AT_MOST)

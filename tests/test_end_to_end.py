@@ -1,5 +1,6 @@
 """The main job as its user meets it: images and class names in over HTTP, a worker killed on the way, answers out."""
 
+import hashlib
 import io
 import json
 import signal
@@ -102,7 +103,7 @@ def test_a_job_survives_its_worker_and_its_classifier_answers(service: Service, 
     assert done["choices"]["epochs"] == {"value": 60, "reason": "As requested."}
 
     # It went on from a checkpoint, which the trainer of the second attempt says.
-    log = (service._folder / "data" / "runs" / job["id"] / "attempt-2" / "trainer.log").read_text()
+    log = (service.data_dir / "runs" / job["id"] / "attempt-2" / "trainer.log").read_text()
     told = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     (resumed,) = [line["step"] for line in told if line["event"] == "resumed"]
     assert 0 < resumed < TOTAL_STEPS
@@ -188,17 +189,18 @@ def test_a_running_job_is_cancelled_promptly(service: Service, images: list[Path
     assert (again.status_code, again.json()["code"]) == (409, "job_not_cancellable")
 
 
-def test_what_cannot_be_trained_fails_with_its_reason(service: Service, images: list[Path]) -> None:
-    submitted = service.client.post(
-        "/jobs",
-        data={"classes": json.dumps(CLASSES), "hyperparameters": json.dumps({"mask_patch_size": 5, "batch_size": 8})},
-        files={"archive": ("shapes.zip", zipped(images))},
-    ).json()
+def test_what_cannot_be_trained_fails_with_its_reason(service: Service, tmp_path: Path) -> None:
+    images = make_images(tmp_path, 8, seed=7)
+    created = service.client.post("/datasets", files={"archive": ("shapes.zip", zipped(images))}).json()
+    spoilt = hashlib.sha256(images[0].read_bytes()).hexdigest()
+    (blob,) = (p for p in service.data_dir.rglob(spoilt) if p.is_file())
+    blob.chmod(0o644)
+    blob.write_bytes(b"no image any more")
+    submitted = service.client.post("/jobs", json={"dataset_id": created["id"], "classes": CLASSES}).json()
     service.start_worker()
     job = service.wait_for_job(submitted["id"])
     assert (job["status"], job["attempt"]) == ("failed", 1)
-    assert job["error"]["code"] == "invalid_combination"
-    assert job["error"]["param"] == "mask_patch_size"
+    assert job["error"]["code"] == "image_corrupt"
 
 
 @pytest.mark.parametrize("kind", ["list", "classifier"])
@@ -226,4 +228,4 @@ def test_the_ledger_and_the_queue_are_what_the_settings_say(service: Service) ->
         with make_engine(database_url).connect() as connection:
             assert connection.scalar(text("SELECT count(*) FROM jobs WHERE status = 'succeeded'"))
     else:
-        assert (service._folder / "data" / "must.db").exists()
+        assert (service.data_dir / "must.db").exists()

@@ -4,10 +4,10 @@ Shapes: B images, K classes.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 import torch
@@ -17,9 +17,11 @@ from torch import Tensor
 from app.exceptions import InvalidInput, Unavailable
 from app.inference.cache import LoadingCache
 from app.inference.catalog import ModelCatalog
+from must_core.auto import check_fit
 from must_core.backbone import BaseModel, Preprocess, load_base
 from must_core.bundle import load_bundle, serving_classifier
-from must_core.errors import CorruptArtifact, InvalidClasses, UnknownModel, WeightsUnavailable
+from must_core.config import check_hyperparameters
+from must_core.errors import CorruptArtifact, InvalidClasses, InvalidConfig, UnknownModel, WeightsUnavailable
 from must_core.prompts import ClassSpec, build_class_weights, check_classes, check_lengths
 from must_core.student import Student
 
@@ -96,6 +98,14 @@ class Predictor:
             check_classes(source.classes, source.templates)
             check_lengths(self._base(source.base_model), source.classes, source.templates)
         except InvalidClasses as e:
+            raise InvalidInput(e.code, e.message, param=e.param) from e
+
+    def check_hyperparameters(self, base_model: str, requested: Mapping[str, Any]) -> None:
+        """Check each value by itself and against the base model; raises `InvalidInput` and `Unavailable`."""
+        try:
+            check_hyperparameters(requested)
+            check_fit(requested, self._base(base_model))
+        except InvalidConfig as e:
             raise InvalidInput(e.code, e.message, param=e.param) from e
 
     def load(self, source: Source) -> None:

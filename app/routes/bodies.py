@@ -1,6 +1,6 @@
 """Request bodies: JSON read strictly, and forms turned into the same models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -50,6 +50,18 @@ def form_model(fields: Mapping[str, str], model: type[M], *, plain: frozenset[st
 def class_list(classes: Sequence[str | ClassIn], templates: Sequence[str] | None) -> ClassList:
     """The class list of a request, default templates included."""
     return ClassList.of([(c, ()) if isinstance(c, str) else (c.name, c.prompts) for c in classes], templates)
+
+
+def form_fields(*, plain: Iterable[str], as_json: Iterable[str], archive: bool = False) -> dict[str, Any]:
+    """Describe the fields of a form that carries images and classes beside ``plain`` and ``as_json`` ones."""
+    file = {"type": "string", "format": "binary"}
+    return {
+        **({"archive": {**file, "description": "One zip or tar with the images."}} if archive else {}),
+        "images": {"type": "array", "items": file, "description": "Image files."},
+        "classes": {"type": "string", "description": "A JSON list as in the JSON form, or one name a line."},
+        **{name: {"type": "string", "description": "As in the JSON form."} for name in sorted(plain)},
+        **{name: {"type": "string", "description": "As in the JSON form, written as JSON."} for name in as_json},
+    }
 
 
 def body_schema(model: type[BaseModel], *, form: Mapping[str, Any] | None = None) -> dict[str, Any]:

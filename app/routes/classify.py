@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from app.config import Settings
 from app.deps import ClassifyServiceDep, SettingsDep
 from app.exceptions import InvalidInput, PayloadTooLarge
-from app.routes.bodies import body_schema, class_list, form_model, is_form, read_json_body
+from app.routes.bodies import body_schema, class_list, form_fields, form_model, is_form, read_json_body
 from app.routes.multipart import FILE_FIELDS, FormLimits, read_form
 from app.schemas.classify import ClassifyOptionsIn, ClassifyOut, ClassifyRequest
 from app.services.classify import ClassifyOptions, ImageInput
@@ -18,15 +18,7 @@ from app.services.classify import ClassifyOptions, ImageInput
 router = APIRouter(tags=["classify"])
 
 _PLAIN = frozenset({"classifier", "base_model", "compare"})
-_FORM = {
-    "images": {"type": "array", "items": {"type": "string", "format": "binary"}, "description": "Image files."},
-    "classes": {"type": "string", "description": "A JSON list as in the JSON form, or one name a line."},
-    **{name: {"type": "string", "description": "As in the JSON form."} for name in sorted(_PLAIN)},
-    **{
-        name: {"type": "string", "description": "As in the JSON form, written as JSON."}
-        for name in ("templates", "top_k", "threshold")
-    },
-}
+_FORM = form_fields(plain=_PLAIN, as_json=("templates", "top_k", "threshold"))
 
 
 @router.post("/classify", openapi_extra=body_schema(ClassifyRequest, form=_FORM))

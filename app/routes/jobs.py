@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.deps import DatasetServiceDep, JobServiceDep, SettingsDep
 from app.exceptions import MalformedRequest, ServiceError
-from app.routes.bodies import body_schema, class_list, form_model, is_form, read_json_body
+from app.routes.bodies import body_schema, class_list, form_fields, form_model, is_form, read_json_body
 from app.routes.event_stream import event_stream
 from app.routes.multipart import FILE_FIELDS, FormLimits, read_form
 from app.routes.paging import PagingDep
@@ -20,16 +20,7 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 _PLAIN = frozenset({"name", "base_model"})
 _RETRY_AFTER_S = "2"
-_FORM = {
-    "archive": {"type": "string", "format": "binary", "description": "One zip or tar with the images."},
-    "images": {"type": "array", "items": {"type": "string", "format": "binary"}, "description": "Image files."},
-    "classes": {"type": "string", "description": "A JSON list as in the JSON form, or one name a line."},
-    **{name: {"type": "string", "description": "As in the JSON form."} for name in sorted(_PLAIN)},
-    **{
-        name: {"type": "string", "description": "As in the JSON form, written as JSON."}
-        for name in ("templates", "hyperparameters", "seed", "metadata")
-    },
-}
+_FORM = form_fields(plain=_PLAIN, as_json=("templates", "hyperparameters", "seed", "metadata"), archive=True)
 
 
 @router.post("", status_code=202, openapi_extra=body_schema(JobCreate, form=_FORM))

@@ -12,8 +12,7 @@ from app.datasets.store import DatasetStore
 from app.exceptions import InvalidInput, NotFound
 from app.ids import is_id, new_id
 from app.inference.classes import ClassList, class_list_to_rows
-from app.inference.hyperparameters import check_hyperparameters
-from app.inference.predictor import ZeroShotSource
+from app.inference.predictor import Predictor, ZeroShotSource
 from app.jobs.messages import Event, JobView, NewJob
 from app.jobs.store import JobStore
 from app.queue import TaskQueue
@@ -45,11 +44,13 @@ class JobService:
         sessions: sessionmaker[Session],
         queue: TaskQueue,
         classifiers: ClassifierService,
+        predictor: Predictor,
         max_attempts: int,
     ) -> None:
         self._sessions = sessions
         self._queue = queue
         self._classifiers = classifiers
+        self._predictor = predictor
         self._max_attempts = max_attempts
 
     def check(self, request: JobRequest) -> ZeroShotSource:
@@ -57,8 +58,9 @@ class JobService:
 
         Returns what is to be adapted.
         """
-        check_hyperparameters(request.hyperparameters)
-        return self._classifiers.zero_shot_source(request.classes, base_model=request.base_model)
+        source = self._classifiers.zero_shot_source(request.classes, base_model=request.base_model)
+        self._predictor.check_hyperparameters(source.base_model, request.hyperparameters)
+        return source
 
     def submit(self, dataset_id: str, request: JobRequest) -> JobView:
         """Accept a job. When this returns it is in the ledger and survives any crash; the message is only a hint."""

@@ -30,7 +30,8 @@ class Service:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("MUST_")}
-        self._environment = {**inherited, "MUST_DATA_DIR": str(folder / "data"), **settings}
+        self.data_dir = folder / "data"
+        self._environment = {**inherited, "MUST_DATA_DIR": str(self.data_dir), **settings}
         self._processes: list[subprocess.Popen[bytes]] = []
         port = free_port()
         self._api = self._start(

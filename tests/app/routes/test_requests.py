@@ -93,6 +93,7 @@ JOB_BODIES: list[tuple[str, int, str, str | None]] = [
     (_job('"hyperparameters": {"learning_rate_per_256": -1' + "0" * 380 + "}"), 422, "out_of_range", None),
     (_job('"hyperparameters": {"rand_augment": "rand-n9-m99-mstd999"}'), 422, "invalid_value", "rand_augment"),
     (_job('"hyperparameters": {"ema_decay_init": 0.9, "ema_decay": 0.5}'), 422, "invalid_combination", None),
+    (_job('"hyperparameters": {"mask_patch_size": 5}'), 422, "invalid_combination", "mask_patch_size"),
     (_job('"hyperparameters": {"batch_size": 500}'), 422, "invalid_combination", "batch_size"),
 ]  # fmt: skip
 

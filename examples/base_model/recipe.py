@@ -49,7 +49,7 @@ LARGEST_LOGIT_SCALE = 100.0
 class Training:
     """How to train. The defaults made the committed model."""
 
-    steps: int = 3200
+    steps: int = 4800
     batch_size: int = 128
     learning_rate: float = 1e-3
     warmup_steps: int = 100

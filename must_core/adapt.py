@@ -159,7 +159,7 @@ class _Meter:
                 losses.fairness.detach(),
                 losses.reconstruction.detach(),
                 losses.alignment.detach(),
-                result.confident_B.to(losses.total.dtype).mean(),
+                result.confident_ratio.to(losses.total.dtype),
             ]
         )
         self._sums = values if self._sums is None else self._sums + values

@@ -1,9 +1,12 @@
 """The state of one adaptation and its one step, in the paper's order.
 
-Shapes: B images, K classes, N patches.
+Shapes: B images of this process, K classes, N patches.
 """
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,27 +14,53 @@ from torch import Tensor
 from must_core import objective
 from must_core.config import AdaptConfig
 from must_core.ema import TeacherUpdate, decay_at, make_teacher
+from must_core.gradient import BatchGradient, LabelledBatch, autocast
 from must_core.objective import Losses
 from must_core.optim import lr_at, make_optimizer, set_lr
+from must_core.parallel import SINGLE, Ranks
 from must_core.student import Student
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step computed; tensors stay on the device so that nobody waits for them."""
+    """What one step computed; tensors stay on the device so that nobody waits for them.
+
+    Losses and ``confident_ratio`` are the whole batch's; scores and labels those of this process's share of it.
+    """
 
     losses: Losses
     teacher_score_B: Tensor
     pseudo_label_B: Tensor
     confident_B: Tensor
+    confident_ratio: Tensor
     learning_rate: float
     ema_decay: float
 
 
 class Adaptation:
-    """Student, EMA teacher, optimizer and position of a run; `step` does one MUST step (algorithm 1 of the paper)."""
+    """Student, EMA teacher, optimizer and position of a run; `step` does one MUST step (algorithm 1 of the paper).
 
-    def __init__(self, student: Student, config: AdaptConfig, *, steps_per_epoch: int) -> None:
+    With several ``ranks`` each process holds all of it and works on its share of every batch. The numbers are those
+    of one process with the whole batch, up to rounding: fairness and the mean over confident samples span the ranks.
+
+    ``micro_batch_size`` splits a process's share where memory is short; the student then runs forward twice, because
+    the fairness term of the first part depends on the last.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        config: AdaptConfig,
+        *,
+        steps_per_epoch: int,
+        ranks: Ranks = SINGLE,
+        micro_batch_size: int | None = None,
+    ) -> None:
         self.student = student
         self.teacher = make_teacher(student)
         self.config = config
@@ -39,10 +68,13 @@ class Adaptation:
         self.total_steps = steps_per_epoch * config.epochs
         self.step_index = 0
         """Steps done."""
+        self.ranks = ranks
+        self.micro_batch_size = micro_batch_size
         self.marginal_K: Tensor | None = None
         """Moving average of the fairness term for many classes, within an epoch."""
         self.optimizer = make_optimizer(student, layer_decay=config.layer_decay, weight_decay=config.weight_decay)
         self._update_teacher = TeacherUpdate(self.teacher, student)
+        self._gradient = BatchGradient(student, config, ranks)
 
     def step(self, weak_BCHW: Tensor, strong_BCHW: Tensor, mask_BN: Tensor | None) -> StepResult:
         """Do one step on two views of a batch; ``mask_BN`` hides patches of the strong one, None hides none."""
@@ -64,18 +96,15 @@ class Adaptation:
         )
 
         # Teacher labels: the weak view, unmasked.
-        with torch.inference_mode():
-            teacher_logits_BK = self.teacher(weak_BCHW)
-        score_B, label_B = teacher_logits_BK.softmax(dim=-1).max(dim=-1)
+        score_B, label_B = self._within_memory(self._pseudo_label, weak_BCHW)
         confident_B = score_B > config.confidence_threshold
+        num_confident = self.ranks.sum(confident_B.sum())
 
-        # Student loss: the strong view, masked.
-        self.student.train()
-        losses = self._losses(strong_BCHW, mask_BN, label_B, confident_B)
+        # Student loss: the strong view, masked. Backward.
+        batch = LabelledBatch(strong_BCHW, mask_BN, label_B, confident_B)
+        losses = self._within_memory(self._learn, batch, num_confident)
 
-        # Backward, optimizer step.
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        # Optimizer step.
         self.optimizer.step()
 
         # Teacher follows.
@@ -87,6 +116,7 @@ class Adaptation:
             teacher_score_B=score_B,
             pseudo_label_B=label_B,
             confident_B=confident_B,
+            confident_ratio=num_confident / (self.ranks.world_size * len(batch)),
             learning_rate=learning_rate,
             ema_decay=ema_decay,
         )
@@ -116,34 +146,45 @@ class Adaptation:
         self.marginal_K = None if marginal_K is None else marginal_K.to(self.student.classifier.device)
         self.step_index = step_index
 
-    def _losses(self, strong_BCHW: Tensor, mask_BN: Tensor | None, label_B: Tensor, confident_B: Tensor) -> Losses:
-        reconstruction = alignment = None
-        if mask_BN is None:
-            logits_BK = self.student(strong_BCHW)
-        else:
-            output = self.student.forward_masked(strong_BCHW, mask_BN)
-            logits_BK = output.logits_BK
-            target_MP = objective.patchify(strong_BCHW, self.student.patch_size)[mask_BN]
-            reconstruction = objective.reconstruction(output.predicted_MP, target_MP)
-            alignment = objective.alignment(output.patch_MD, output.class_token_MD)
-        return objective.combine(
-            self_training=objective.self_training(logits_BK, label_B, confident_B),
-            fairness=self._fairness(logits_BK),
-            reconstruction=reconstruction,
-            alignment=alignment,
-            fairness_weight=self.config.fairness_weight,
-            alignment_weight=self.config.alignment_weight,
-        )
+    def _pseudo_label(self, weak_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(), autocast(self.config, weak_BCHW):
+            logits_BK = torch.cat([self.teacher(part) for part in weak_BCHW.split(self._part_size(len(weak_BCHW)))])
+        score_B, label_B = objective.at_least_float32(logits_BK).softmax(dim=-1).max(dim=-1)
+        return score_B, label_B
 
-    def _fairness(self, logits_BK: Tensor) -> Tensor:
-        marginal_K = objective.batch_marginal(logits_BK)
-        if logits_BK.shape[1] < objective.MOVING_AVERAGE_MIN_CLASSES:
-            return objective.fairness(marginal_K)
+    def _learn(self, batch: LabelledBatch, num_confident: Tensor) -> Losses:
+        self.student.train()
+        self.optimizer.zero_grad(set_to_none=True)
         first_of_epoch = self.step_index % self.steps_per_epoch == 0
-        loss, self.marginal_K = objective.fairness_moving_average(
-            marginal_K, None if first_of_epoch else self.marginal_K
+        losses, self.marginal_K = self._gradient.accumulate(
+            batch,
+            part_size=self._part_size(len(batch)),
+            num_confident=num_confident,
+            previous_marginal_K=None if first_of_epoch else self.marginal_K,
         )
-        return loss
+        return losses
+
+    def _part_size(self, num_images: int) -> int:
+        return min(self.micro_batch_size or num_images, num_images)
+
+    def _within_memory(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Do a part of a step that can be done again; where the GPU's memory is too small, in smaller parts.
+
+        The smaller size stays for the rest of the run. Ranks cannot step down alone, so with several of them the
+        error is passed on.
+        """
+        while True:
+            try:
+                return work(*args, **kwargs)
+            except torch.OutOfMemoryError:
+                size = self._part_size(self.config.batch_size)
+                if size == 1 or self.ranks.world_size > 1:
+                    raise
+                self.micro_batch_size = size // 2
+                logger.warning("out of GPU memory: %d images at a time from here on", self.micro_batch_size)
+            # Outside the handler: the exception's traceback keeps the failed attempt's tensors.
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

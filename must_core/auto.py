@@ -104,6 +104,7 @@ def choose(
         reason=f"Mirroring changes the base model's answer for {flip:.0%} of the images.",
     )
     settle("rand_augment", "rand-m9-mstd0.5-inc1", "The paper's value.")
+    settle("precision", "float32", "Exact; bfloat16 is faster where the processor has it.")
 
     config = AdaptConfig(seed=seed, **{name: choice.value for name, choice in choices.items()})  # type: ignore[arg-type]
     return config, {name: choices[name] for name in HYPERPARAMETERS}

@@ -1,4 +1,4 @@
-"""CLIP base models: the one place that imports open_clip.
+"""CLIP base models: how they are found, loaded and asked for text.
 
 Shapes: T texts, L tokens of the longest text, D embedding width.
 """
@@ -15,12 +15,12 @@ import open_clip
 import torch
 from open_clip.model import _build_vision_tower
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import VisionTransformer
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from must_core.errors import UnknownModel, WeightsUnavailable
+from must_core.towers import MaskingSupport, tower_of
 
 LOCAL_DIR = "local-dir:"
 
@@ -63,14 +63,6 @@ class Preprocess:
         )
 
 
-@dataclass(frozen=True)
-class MaskingSupport:
-    """Whether a tower can be trained on masked images, and why."""
-
-    supported: bool
-    reason: str
-
-
 class BaseModel:
     """A pretrained CLIP: its image tower, how it encodes text, and what rebuilds the tower later."""
 
@@ -99,7 +91,7 @@ class BaseModel:
     @property
     def masking(self) -> MaskingSupport:
         """Whether MUST's masked losses apply to this tower."""
-        return masking_support(self.visual)
+        return tower_of(self.visual).support
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -143,18 +135,6 @@ def _encode_causal_text(model: Any, tokens_TL: Tensor) -> Tensor:
     projection = model.text_projection
     features_TD = projection(end_TW) if isinstance(projection, nn.Linear) else end_TW @ projection
     return F.normalize(features_TD.float(), dim=-1)
-
-
-def masking_support(visual: nn.Module) -> MaskingSupport:
-    """Tell whether a tower's patches can be masked and its class token aligned with them."""
-    if not isinstance(visual, VisionTransformer):
-        return MaskingSupport(supported=False, reason="Not a plain vision transformer: self-training only.")
-    if visual.attn_pool is not None or visual.pool_type != "tok":
-        return MaskingSupport(
-            supported=False,
-            reason="Pools without a class token, which the alignment needs: self-training only.",
-        )
-    return MaskingSupport(supported=True, reason="Vision transformer with a class token.")
 
 
 def load_base(address: str) -> BaseModel:

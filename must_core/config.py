@@ -75,6 +75,10 @@ class AdaptConfig:
     rand_augment: str = "rand-m9-mstd0.5-inc1"
     """timm's RandAugment of the strong view; empty for none."""
 
+    precision: str = "float32"
+    """Of the forward passes: ``float32`` is exact, ``bfloat16`` is faster and moves some samples across τ. Weights,
+    optimizer and teacher update are float32 in both."""
+
     def __post_init__(self) -> None:
         """Check each value against its range, and the pairs that must agree."""
         for f in fields(self):
@@ -123,6 +127,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 _RAND_AUGMENT = re.compile(r"rand-m(\d|10)(-mstd[01](\.\d+)?|-mstd2|-n[1-5]|-inc[01])*")
 
+PRECISIONS = ("float32", "bfloat16")
+
 HYPERPARAMETERS: tuple[str, ...] = tuple(f.name for f in fields(AdaptConfig) if f.name != "seed")
 """Names a user may set; the seed is given beside them."""
 
@@ -163,6 +169,8 @@ def _check_range(name: str, value: Any) -> None:
                 param=name,
             )
         return
+    if name == "precision" and value not in PRECISIONS:
+        raise InvalidConfig(f"precision is {' or '.join(PRECISIONS)}.", code="invalid_value", param=name)
     if name in _RANGES:
         low, high = _RANGES[name]
         if not low <= value <= high:  # neither NaN nor a number of any size passes

@@ -26,11 +26,21 @@ class Losses:
     alignment: Tensor
 
 
-def self_training(logits_BK: Tensor, pseudo_label_B: Tensor, confident_B: Tensor) -> Tensor:
-    """Cross-entropy with the teacher's labels, mean over confident samples; zero when none is confident (eq. 2)."""
+def at_least_float32(logits_BK: Tensor) -> Tensor:
+    """Logits in which probabilities can be told apart: those of bfloat16 would have two digits."""
+    return logits_BK.float() if logits_BK.dtype == torch.bfloat16 else logits_BK
+
+
+def self_training(
+    logits_BK: Tensor, pseudo_label_B: Tensor, confident_B: Tensor, num_confident: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy with the teacher's labels, mean over confident samples; zero when none is confident (eq. 2).
+
+    ``num_confident`` is to be given where these samples are a part of a batch: its count, over the whole.
+    """
     per_image_B = F.cross_entropy(logits_BK, pseudo_label_B, reduction="none")
-    num_confident = confident_B.sum().clamp(min=1)
-    return (per_image_B * confident_B).sum() / num_confident
+    count = confident_B.sum() if num_confident is None else num_confident
+    return (per_image_B * confident_B).sum() / count.clamp(min=1)
 
 
 def batch_marginal(logits_BK: Tensor) -> Tensor:

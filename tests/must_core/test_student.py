@@ -40,7 +40,7 @@ def test_zero_shot_logits_are_open_clips(base: BaseModel, student: Student, tmp_
 def test_unmasked_patches_go_the_same_way(student: Student) -> None:
     images_BCHW = torch.randn(3, 3, 16, 16)
     nothing_BN = torch.zeros(3, 16, dtype=torch.bool)
-    output = student.forward_masked(images_BCHW, nothing_BN)
+    output = student(images_BCHW, nothing_BN)
     assert torch.allclose(output.logits_BK, student(images_BCHW), atol=1e-5)
     assert output.predicted_MP.shape == (0, 48)
 
@@ -51,7 +51,7 @@ def test_hidden_pixels_do_not_reach_the_student(student: Student) -> None:
     mask_BN[:, 5] = True
     changed = images_BCHW.clone()
     changed[:, :, 4:8, 4:8] += 3.0  # patch 5 is in row 1, column 1
-    before, after = student.forward_masked(images_BCHW, mask_BN), student.forward_masked(changed, mask_BN)
+    before, after = student(images_BCHW, mask_BN), student(changed, mask_BN)
     assert torch.equal(before.logits_BK, after.logits_BK)
     assert torch.equal(before.predicted_MP, after.predicted_MP)
     assert not torch.allclose(student(images_BCHW), student(changed))

@@ -1,0 +1,171 @@
+"""The gradient of MUST's loss over a whole batch, however the batch is spread over processes and parts.
+
+Three of the losses are means over samples and would add up by themselves. Fairness is a function of the whole batch's
+mean prediction p̄: every part needs p̄ of all before its own gradient is known.
+
+Shapes: B images, K classes, N patches.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from must_core import objective
+from must_core.config import AdaptConfig
+from must_core.objective import Losses
+from must_core.parallel import Ranks
+from must_core.student import Student
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Strong views with what the teacher said of their weak ones."""
+
+    strong_BCHW: Tensor
+    mask_BN: Tensor | None
+    """True where a patch is hidden; None hides none."""
+    label_B: Tensor
+    confident_B: Tensor
+
+    def __len__(self) -> int:
+        """Images."""
+        return len(self.strong_BCHW)
+
+    def split(self, size: int) -> list["LabelledBatch"]:
+        """Cut into parts of ``size`` images, the last perhaps smaller."""
+        return [
+            LabelledBatch(
+                self.strong_BCHW[start : start + size],
+                None if self.mask_BN is None else self.mask_BN[start : start + size],
+                self.label_B[start : start + size],
+                self.confident_B[start : start + size],
+            )
+            for start in range(0, len(self), size)
+        ]
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """What a part needs to know of the whole batch."""
+
+    num_images: int
+    num_confident: Tensor
+    marginal_K: Tensor | None
+    """p̄; None where the part is all of this process's share, and p̄ is known once its own is."""
+    previous_marginal_K: Tensor | None
+
+
+class BatchGradient:
+    """Adds a batch's gradient to the student's parameters."""
+
+    def __init__(self, student: Student, config: AdaptConfig, ranks: Ranks) -> None:
+        self._student = student
+        self._config = config
+        self._ranks = ranks
+        self._synchronised: Any = student
+        if ranks.world_size > 1:
+            # Averages the ranks' gradients while they are still being computed.
+            self._synchronised = DistributedDataParallel(student, find_unused_parameters=not config.masking)
+
+    def accumulate(
+        self, share: LabelledBatch, *, part_size: int, num_confident: Tensor, previous_marginal_K: Tensor | None
+    ) -> tuple[Losses, Tensor | None]:
+        """Run forward and backward over this process's ``share``, ``part_size`` images at a time.
+
+        All shares are of one size. More than one part costs a second forward pass of the student, for p̄.
+        ``num_confident`` counts over all ranks; ``previous_marginal_K`` is the fairness term's moving average or None.
+        Returns the losses of the whole batch, detached, and the average to give next time, if there is one.
+        """
+        parts = share.split(part_size)
+        whole = _Whole(
+            num_images=self._ranks.world_size * len(share),
+            num_confident=num_confident,
+            marginal_K=self._marginal(parts) if len(parts) > 1 else None,
+            previous_marginal_K=previous_marginal_K,
+        )
+        outcomes = []
+        for part in parts:
+            with self._synchronising(last=part is parts[-1]):
+                losses, average_K = self._losses(part, whole)
+                # Ranks are averaged, and each has only its own samples' part of the loss.
+                (losses.total * self._ranks.world_size).backward()
+            outcomes.append(losses)
+        return self._summed(outcomes), average_K
+
+    def _losses(self, part: LabelledBatch, whole: _Whole) -> tuple[Losses, Tensor | None]:
+        """The part's share of the means, and fairness in full with the part's share of its gradient."""
+        reconstruction = alignment = None
+        fraction = len(part) / whole.num_images
+        with self._autocast(part.strong_BCHW):
+            if part.mask_BN is None:
+                logits_BK = self._synchronised(part.strong_BCHW)
+            else:
+                output = self._synchronised(part.strong_BCHW, part.mask_BN)
+                logits_BK = output.logits_BK
+                target_MP = objective.patchify(part.strong_BCHW, self._student.patch_size)[part.mask_BN]
+                reconstruction = objective.reconstruction(output.predicted_MP, target_MP) * fraction
+                alignment = objective.alignment(output.patch_MD, output.class_token_MD) * fraction
+        logits_BK = objective.at_least_float32(logits_BK)
+        fairness, average_K = self._fairness(objective.batch_marginal(logits_BK) * fraction, whole)
+        losses = objective.combine(
+            self_training=objective.self_training(logits_BK, part.label_B, part.confident_B, whole.num_confident),
+            fairness=fairness,
+            reconstruction=reconstruction,
+            alignment=alignment,
+            fairness_weight=self._config.fairness_weight,
+            alignment_weight=self._config.alignment_weight,
+        )
+        return losses, average_K
+
+    def _fairness(self, own_K: Tensor, whole: _Whole) -> tuple[Tensor, Tensor | None]:
+        marginal_K = own_K
+        if whole.marginal_K is not None:
+            marginal_K = whole.marginal_K + own_K - own_K.detach()
+        elif self._ranks.world_size > 1:
+            marginal_K = self._ranks.sum(own_K) + own_K - own_K.detach()
+        if len(own_K) < objective.MOVING_AVERAGE_MIN_CLASSES:
+            return objective.fairness(marginal_K), None
+        return objective.fairness_moving_average(marginal_K, whole.previous_marginal_K)
+
+    @torch.no_grad()
+    def _marginal(self, parts: Sequence[LabelledBatch]) -> Tensor:
+        """p̄ of the whole batch."""
+        sums = []
+        for part in parts:
+            with self._autocast(part.strong_BCHW):
+                logits_BK = self._student.masked_logits(part.strong_BCHW, part.mask_BN)
+            sums.append(objective.batch_marginal(objective.at_least_float32(logits_BK)) * len(part))
+        num_images = self._ranks.world_size * sum(map(len, parts))
+        return self._ranks.sum(torch.stack(sums).sum(dim=0)) / num_images
+
+    def _summed(self, outcomes: Sequence[Losses]) -> Losses:
+        def total(name: str) -> Tensor:
+            return self._ranks.sum(torch.stack([getattr(losses, name).detach() for losses in outcomes]).sum())
+
+        return objective.combine(
+            self_training=total("self_training"),
+            fairness=outcomes[-1].fairness.detach(),
+            reconstruction=total("reconstruction"),
+            alignment=total("alignment"),
+            fairness_weight=self._config.fairness_weight,
+            alignment_weight=self._config.alignment_weight,
+        )
+
+    def _synchronising(self, *, last: bool) -> AbstractContextManager[None]:
+        if last or self._ranks.world_size == 1:
+            return nullcontext()
+        without: AbstractContextManager[None] = self._synchronised.no_sync()
+        return without
+
+    def _autocast(self, images_BCHW: Tensor) -> torch.autocast:
+        return autocast(self._config, images_BCHW)
+
+
+def autocast(config: AdaptConfig, images_BCHW: Tensor) -> torch.autocast:
+    """The context in which forward passes run, by the configuration's precision."""
+    return torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")

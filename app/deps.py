@@ -11,6 +11,7 @@ from app.services.classify import ClassifyService
 from app.services.datasets import DatasetService
 from app.services.health import HealthService
 from app.services.jobs import JobService
+from app.services.models import ModelService
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class Services:
     jobs: JobService
     classifiers: ClassifierService
     classify: ClassifyService
+    models: ModelService
     health: HealthService
 
 
@@ -54,6 +56,10 @@ def _classify(of: ServicesDep) -> ClassifyService:
     return of.classify
 
 
+def _models(of: ServicesDep) -> ModelService:
+    return of.models
+
+
 def _health(of: ServicesDep) -> HealthService:
     return of.health
 
@@ -63,4 +69,5 @@ DatasetServiceDep = Annotated[DatasetService, Depends(_datasets)]
 JobServiceDep = Annotated[JobService, Depends(_jobs)]
 ClassifierServiceDep = Annotated[ClassifierService, Depends(_classifiers)]
 ClassifyServiceDep = Annotated[ClassifyService, Depends(_classify)]
+ModelServiceDep = Annotated[ModelService, Depends(_models)]
 HealthServiceDep = Annotated[HealthService, Depends(_health)]

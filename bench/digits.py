@@ -25,7 +25,7 @@ from must_core.bundle import load_bundle
 from must_core.evaluate import accuracy, predict
 from must_core.prompts import ClassSpec, build_class_weights
 from must_core.student import Student
-from must_core.workflow import AdaptRequest, Chosen, run_adaptation
+from must_core.workflow import AdaptRequest, Chosen, RunFolders, run_adaptation
 
 BASE_MODEL = f"local-dir:{HERE.parent / 'base_model' / 'tiny-clip'}"
 
@@ -55,8 +55,9 @@ def run(images: Path, split_seed: int, seed: int, hyperparameters: dict[str, Any
         hyperparameters=hyperparameters,
         seed=seed,
     )
+    folders = RunFolders(bundle=folder / "bundle", checkpoints=folder / "checkpoints", cache=folder / "decoded")
     started = time.monotonic()
-    for event in run_adaptation(request, bundle=folder / "bundle", checkpoints=folder / "checkpoints"):
+    for event in run_adaptation(request, folders):
         if isinstance(event, Chosen) and split_seed == seed == 0:
             for name, choice in event.choices.items():
                 print(f"  {name} = {choice.value}: {choice.reason}", file=sys.stderr)

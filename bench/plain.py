@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from must_core.config import AdaptConfig
 from must_core.ema import decay_at, make_teacher
+from must_core.masking import PatchMask
 from must_core.optim import lr_at, parameter_groups, set_lr
 from must_core.student import Student
 
@@ -33,7 +34,7 @@ class PlainAdaptation:
         groups = parameter_groups(student, layer_decay=config.layer_decay, weight_decay=config.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, foreach=False, fused=False)
 
-    def step(self, weak_BCHW: Tensor, strong_BCHW: Tensor, mask_BN: Tensor) -> dict[str, float]:
+    def step(self, weak_BCHW: Tensor, strong_BCHW: Tensor, mask: PatchMask) -> dict[str, float]:
         """One step; returns the losses."""
         config = self.config
         set_lr(
@@ -47,7 +48,7 @@ class PlainAdaptation:
         )
         with torch.autocast(weak_BCHW.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             score_B, label_B = self.label(weak_BCHW)
-            losses = self.losses(strong_BCHW, mask_BN, label_B, score_B > config.confidence_threshold)
+            losses = self.losses(strong_BCHW, mask.mask_BN, label_B, score_B > config.confidence_threshold)
         self.optimizer.zero_grad()
         self.backward(losses["total"])
         self.optimizer.step()

@@ -32,7 +32,7 @@ from bench.plain import PlainAdaptation, plain_class_weights
 from must_core.adaptation import Adaptation
 from must_core.backbone import BaseModel
 from must_core.config import PRECISIONS, AdaptConfig
-from must_core.masking import PatchMasker
+from must_core.masking import PatchMask, PatchMasker
 from must_core.prompts import ClassSpec, build_class_weights
 from must_core.student import Student
 from must_core.towers.linear import linear
@@ -67,7 +67,7 @@ class Setting:
         weights_DK = F.normalize(torch.randn(config["embed_dim"], self.num_classes), dim=0)
         return Student(visual, weights_DK, logit_scale=100.0).to(self.device)
 
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+    def inputs(self) -> tuple[Tensor, Tensor, PatchMask]:
         """Two views and a mask."""
         generator = torch.Generator().manual_seed(1)
         shape = (self.batch_size, 3, self.image_size, self.image_size)
@@ -75,8 +75,8 @@ class Setting:
         patch = open_clip.get_model_config(self.model)["vision_cfg"]["patch_size"]
         block = 2 * patch if self.image_size % (2 * patch) == 0 else patch
         masker = PatchMasker(image_size=self.image_size, patch_size=patch, mask_patch_size=block, mask_ratio=0.3)
-        mask_BN = masker.sample(self.batch_size, generator)
-        return weak_BCHW.to(self.device), strong_BCHW.to(self.device), mask_BN.to(self.device)
+        mask = masker.sample(self.batch_size, generator)
+        return weak_BCHW.to(self.device), strong_BCHW.to(self.device), mask.to(self.device)
 
 
 def ours(setting: Setting, student: Student) -> Adaptation:
@@ -122,7 +122,7 @@ class Clock:
         return seconds
 
 
-def measured_step(run: Any, inputs: tuple[Tensor, Tensor, Tensor], clock: Clock) -> dict[str, float]:
+def measured_step(run: Any, inputs: tuple[Tensor, Tensor, PatchMask], clock: Clock) -> dict[str, float]:
     with clock.measuring("whole step"):
         run.step(*inputs)
     return clock.take()

@@ -17,7 +17,7 @@ from must_core.adaptation import Adaptation, StepResult
 from must_core.augment import Views
 from must_core.backbone import Preprocess
 from must_core.checkpoint import Checkpoints
-from must_core.data import training_batches
+from must_core.data import ImageSource, training_batches
 from must_core.errors import Diverged
 from must_core.masking import PatchMasker
 from must_core.seeding import MASKS, derive_seed
@@ -25,7 +25,7 @@ from must_core.seeding import MASKS, derive_seed
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the run is, and the means of its losses since the last report."""
+    """Where the run is, the means of its losses since the last report, and its rates at the last step."""
 
     step: int
     total_steps: int
@@ -55,7 +55,7 @@ _METRICS = ("loss", "self_training", "fairness", "reconstruction", "alignment", 
 
 def adapt(
     run: Adaptation,
-    paths: Sequence[Path],
+    images: Sequence[Path] | ImageSource,
     preprocess: Preprocess,
     *,
     checkpoints: Checkpoints | None = None,
@@ -69,44 +69,54 @@ def adapt(
     ``stop`` is asked after each step; when it says yes, a checkpoint is saved and `Stopped` is the last report.
     Afterwards ``run.teacher`` is the adapted classifier. Raises `Diverged` when the loss is not a finite number; what
     is saved then is older than that.
+
+    With several ranks each runs this; the first one saves and its reports count, and a stop asked of any stops all.
     """
-    config = run.config
+    config, ranks = run.config, run.ranks
+    share = ranks.share_of(config.batch_size)
     masker = _masker(run, preprocess)
     device = run.student.classifier.device
     meter = _Meter(config.batch_size)
     saved_at = time.monotonic()
     batches = training_batches(
-        paths,
+        images,
         Views(preprocess, config),
         batch_size=config.batch_size,
         epochs=config.epochs,
         seed=config.seed,
         first_step=run.step_index,
+        share=share,
         num_workers=num_workers,
+        pin_memory=device.type == "cuda",
     )
     with closing(batches):
         for weak_BCHW, strong_BCHW in batches:
             # Mask: drawn from seed and step, so that a resumed run hides the same patches.
-            mask_BN = None
+            mask = None
             if masker is not None:
                 generator = torch.Generator().manual_seed(derive_seed(MASKS, config.seed, run.step_index))
-                mask_BN = masker.sample(len(strong_BCHW), generator).to(device)
+                mask = masker.sample(config.batch_size, generator).rows(share).to(device)
 
             # Schedule, teacher labels, student loss, backward, step, teacher.
-            meter.add(run.step(weak_BCHW.to(device), strong_BCHW.to(device), mask_BN))
+            meter.add(
+                run.step(weak_BCHW.to(device, non_blocking=True), strong_BCHW.to(device, non_blocking=True), mask)
+            )
 
-            # Report.
+            # Report. What depends on a clock is the first rank's to decide.
             finished = run.step_index == run.total_steps
-            if finished or meter.seconds >= report_interval_s:
+            due = checkpoints is not None and time.monotonic() - saved_at >= checkpoint_interval_s
+            stopping, reporting, saving = ranks.any(
+                not finished and stop(),
+                finished or (ranks.first and meter.seconds >= report_interval_s),
+                finished or (ranks.first and due),
+            )
+            saving = checkpoints is not None and (saving or stopping)
+            if reporting or saving:
                 yield meter.report(run)
-            stopping = not finished and stop()
-            if checkpoints is not None and (
-                finished or stopping or time.monotonic() - saved_at >= checkpoint_interval_s
-            ):
-                if meter.num_steps:
-                    yield meter.report(run)
+            if checkpoints is not None and saving:
                 _require_finite(run)
-                checkpoints.save(run)
+                if ranks.first:
+                    checkpoints.save(run)
                 saved_at = time.monotonic()
                 yield CheckpointSaved(run.step_index)
             if stopping:
@@ -142,6 +152,7 @@ class _Meter:
 
     def _reset(self) -> None:
         self._sums: Tensor | None = None
+        self._rates: dict[str, float] = {}
         self.num_steps = 0
         self._since = time.monotonic()
 
@@ -163,6 +174,7 @@ class _Meter:
             ]
         )
         self._sums = values if self._sums is None else self._sums + values
+        self._rates = {"learning_rate": result.learning_rate, "ema_decay": result.ema_decay}
         self.num_steps += 1
 
     def report(self, run: Adaptation) -> Progress:
@@ -175,7 +187,7 @@ class _Meter:
             total_steps=run.total_steps,
             epoch=math.ceil(run.step_index / run.steps_per_epoch),
             images_per_second=self.num_steps * self._batch_size / max(self.seconds, 1e-9),
-            metrics=dict(zip(_METRICS, means, strict=True)),
+            metrics=dict(zip(_METRICS, means, strict=True)) | self._rates,
         )
         self._reset()
         return progress

@@ -1,12 +1,12 @@
 """The state of one adaptation and its one step, in the paper's order.
 
-Shapes: B images of this process, K classes, N patches.
+Shapes: B images of this process, K classes.
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from must_core import objective
 from must_core.config import AdaptConfig
 from must_core.ema import TeacherUpdate, decay_at, make_teacher
 from must_core.gradient import BatchGradient, LabelledBatch, autocast
+from must_core.masking import PatchMask
 from must_core.objective import Losses
 from must_core.optim import lr_at, make_optimizer, set_lr
 from must_core.parallel import SINGLE, Ranks
@@ -61,24 +62,33 @@ class Adaptation:
         ranks: Ranks = SINGLE,
         micro_batch_size: int | None = None,
     ) -> None:
-        self.student = student
+        # Evaluation mode while it trains: dropout and batch statistics would make a step depend on how its batch is
+        # split, and on more than seed and step. CLIP's own transformers have neither.
+        self.student = student.eval()
+        self.ranks = ranks
+        self._gradient = BatchGradient(student, config, ranks)  # gives all ranks the first one's weights
         self.teacher = make_teacher(student)
+        self._ask_teacher: Any = torch.compile(self.teacher) if config.compiled else self.teacher
         self.config = config
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * config.epochs
         self.step_index = 0
         """Steps done."""
-        self.ranks = ranks
         self.micro_batch_size = micro_batch_size
         self.marginal_K: Tensor | None = None
         """Moving average of the fairness term for many classes, within an epoch."""
         self.optimizer = make_optimizer(student, layer_decay=config.layer_decay, weight_decay=config.weight_decay)
         self._update_teacher = TeacherUpdate(self.teacher, student)
-        self._gradient = BatchGradient(student, config, ranks)
+        self._memory_tried = ranks.world_size == 1
 
-    def step(self, weak_BCHW: Tensor, strong_BCHW: Tensor, mask_BN: Tensor | None) -> StepResult:
-        """Do one step on two views of a batch; ``mask_BN`` hides patches of the strong one, None hides none."""
+    def step(self, weak_BCHW: Tensor, strong_BCHW: Tensor, mask: PatchMask | None) -> StepResult:
+        """Do one step on two views of a batch; ``mask`` hides patches of the strong one, None hides none.
+
+        With several ranks, each gives its share of the batch (`Ranks.share_of`).
+        """
         config = self.config
+        if not self._memory_tried:
+            self._try_memory(weak_BCHW, strong_BCHW, mask)
 
         # Schedule.
         learning_rate = lr_at(
@@ -101,7 +111,7 @@ class Adaptation:
         num_confident = self.ranks.sum(confident_B.sum())
 
         # Student loss: the strong view, masked. Backward.
-        batch = LabelledBatch(strong_BCHW, mask_BN, label_B, confident_B)
+        batch = LabelledBatch(strong_BCHW, mask, label_B, confident_B)
         losses = self._within_memory(self._learn, batch, num_confident)
 
         # Optimizer step.
@@ -116,7 +126,7 @@ class Adaptation:
             teacher_score_B=score_B,
             pseudo_label_B=label_B,
             confident_B=confident_B,
-            confident_ratio=num_confident / (self.ranks.world_size * len(batch)),
+            confident_ratio=num_confident / config.batch_size,
             learning_rate=learning_rate,
             ema_decay=ema_decay,
         )
@@ -133,33 +143,32 @@ class Adaptation:
         return state
 
     def load_tensors(self, state: dict[str, Tensor], *, step_index: int) -> None:
-        """Go back to the state that `tensors` returned after ``step_index`` steps."""
+        """Go back to the state that `tensors` returned after ``step_index`` steps; `KeyError` for a part of it."""
         for prefix, module in (("student", self.student), ("teacher", self.teacher)):
             module.load_state_dict(_below(state, prefix))
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            of_parameter = _below(state, f"optimizer/{key}")
-            for name, parameter in self.student.named_parameters():
-                if name in of_parameter:
-                    # The fused kernel wants its step counts beside the parameters, too.
-                    self.optimizer.state[parameter][key] = of_parameter[name].to(parameter.device)
+        for name, parameter in self.student.named_parameters():
+            for key, tensor in self.optimizer.state[parameter].items():
+                tensor.copy_(state[f"optimizer/{key}/{name}"])
         marginal_K = state.get("marginal")
         self.marginal_K = None if marginal_K is None else marginal_K.to(self.student.classifier.device)
         self.step_index = step_index
 
     def _pseudo_label(self, weak_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(), autocast(self.config, weak_BCHW):
-            logits_BK = torch.cat([self.teacher(part) for part in weak_BCHW.split(self._part_size(len(weak_BCHW)))])
+            logits_BK = torch.cat(
+                [self._ask_teacher(part) for part in weak_BCHW.split(self._part_size(len(weak_BCHW)))]
+            )
         score_B, label_B = objective.at_least_float32(logits_BK).softmax(dim=-1).max(dim=-1)
         return score_B, label_B
 
     def _learn(self, batch: LabelledBatch, num_confident: Tensor) -> Losses:
-        self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
         first_of_epoch = self.step_index % self.steps_per_epoch == 0
         losses, self.marginal_K = self._gradient.accumulate(
             batch,
-            part_size=self._part_size(len(batch)),
+            num_images=self.config.batch_size,
             num_confident=num_confident,
+            part_size=self._part_size(len(batch)),
             previous_marginal_K=None if first_of_epoch else self.marginal_K,
         )
         return losses
@@ -170,21 +179,59 @@ class Adaptation:
     def _within_memory(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Do a part of a step that can be done again; where the GPU's memory is too small, in smaller parts.
 
-        The smaller size stays for the rest of the run. Ranks cannot step down alone, so with several of them the
-        error is passed on.
+        The smaller size stays for the rest of the run. Ranks cannot step down alone (see `_try_memory`), so with
+        several of them the error is passed on.
         """
         while True:
             try:
                 return work(*args, **kwargs)
             except torch.OutOfMemoryError:
-                size = self._part_size(self.config.batch_size)
-                if size == 1 or self.ranks.world_size > 1:
+                if self.ranks.world_size > 1 or not self._step_down():
                     raise
-                self.micro_batch_size = size // 2
-                logger.warning("out of GPU memory: %d images at a time from here on", self.micro_batch_size)
             # Outside the handler: the exception's traceback keeps the failed attempt's tensors.
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
+            self._free()
+
+    def _try_memory(self, weak_BCHW: Tensor, strong_BCHW: Tensor, mask: PatchMask | None) -> None:
+        """Before the first of several ranks' steps: find the parts that fit all of them, each trying by itself.
+
+        A rank that ran out of memory in the middle of a step would leave the others waiting for its numbers. Every
+        step needs the memory of the first.
+        """
+        alone = BatchGradient(self.student, self.config, SINGLE)
+        fits = False
+        while not fits:
+            try:
+                _, label_B = self._pseudo_label(weak_BCHW)
+                batch = LabelledBatch(strong_BCHW, mask, label_B, torch.ones_like(label_B, dtype=torch.bool))
+                alone.accumulate(
+                    batch,
+                    num_images=len(batch),
+                    num_confident=batch.confident_B.sum(),
+                    part_size=self._part_size(len(batch)),
+                    previous_marginal_K=None,
+                )
+                failed = False
+            except torch.OutOfMemoryError:
+                failed = True
+            self._free()
+            (some_failed,) = self.ranks.any(failed)
+            fits = not some_failed
+            if some_failed and not self._step_down():
+                raise torch.OutOfMemoryError("not even one image at a time fits the memory of every rank")
+        self._memory_tried = True
+
+    def _step_down(self) -> bool:
+        """Halve the parts; False when they are single images."""
+        size = self._part_size(self.ranks.largest_share(self.config.batch_size))
+        if size == 1:
+            return False
+        self.micro_batch_size = size // 2
+        logger.warning("out of GPU memory: %d images at a time from here on", self.micro_batch_size)
+        return True
+
+    def _free(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

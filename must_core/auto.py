@@ -12,6 +12,8 @@ from must_core.backbone import BaseModel
 from must_core.config import AUTO, HYPERPARAMETERS, AdaptConfig, check_hyperparameters
 from must_core.errors import InvalidConfig
 from must_core.masking import PatchMasker
+from must_core.presets import Preset
+from must_core.towers import tower_of
 
 _STEPS_WANTED = 500
 _LARGEST_BATCH = 64
@@ -52,17 +54,21 @@ def check_fit(requested: Mapping[str, Any], base: BaseModel) -> None:
 
 
 def choose(
-    requested: Mapping[str, Any], evidence: Evidence, base: BaseModel, *, seed: int
+    requested: Mapping[str, Any], evidence: Evidence, base: BaseModel, *, seed: int, preset: Preset | None = None
 ) -> tuple[AdaptConfig, dict[str, Choice]]:
     """Fill in every hyper-parameter that is missing or ``"auto"``; a value given always wins.
 
-    Returns the configuration and all choices by name. Raises `InvalidConfig` for names that do not exist and values
-    that are out of range or do not fit the images.
+    With a ``preset``, what is missing is the paper's, but for the batch size, and only ``"auto"`` is chosen. Returns
+    the configuration and all choices by name. Raises `InvalidConfig` for names that do not exist and values that are
+    out of range or do not fit the images.
     """
     check_hyperparameters(requested)
-    check_fit(requested, base)
-    given = {name: value for name, value in requested.items() if value != AUTO}
-    choices = {name: Choice(value, "As requested.") for name, value in given.items()}
+    choices = {name: Choice(value, "As requested.") for name, value in requested.items()}
+    if preset is not None:
+        choices = _papers(preset, base) | choices
+    choices = {name: choice for name, choice in choices.items() if choice.value != AUTO}
+    given = {name: choice.value for name, choice in choices.items()}
+    check_fit(given, base)
 
     def settle(name: str, value: float | str, reason: str) -> Any:
         return choices.setdefault(name, Choice(value, reason)).value
@@ -77,11 +83,7 @@ def choose(
     total = per_epoch * epochs
     _settle_teacher(settle, total, given)
 
-    settle(
-        "learning_rate_per_256",
-        float(f"{4e-3 * min(1.0, (128 / width) ** 2.96):.2g}"),
-        f"Narrower towers bear larger steps; this one is {width} wide.",
-    )
+    settle("learning_rate_per_256", *_learning_rate(width))
     settle("min_learning_rate_per_256", 1e-6, "The paper's value.")
     settle("layer_decay", 0.65, "The paper's value.")
     settle("weight_decay", 0.05, "The paper's value.")
@@ -105,17 +107,39 @@ def choose(
     )
     settle("rand_augment", "rand-m9-mstd0.5-inc1", "The paper's value.")
     settle("precision", "float32", "Exact; bfloat16 is faster where the processor has it.")
+    settle("compiled", value=False, reason="Exact; compiling is faster on GPUs.")
+    settle("augment_on", "loader", "The paper's way; the device is faster where loader processes cannot keep up.")
 
     config = AdaptConfig(seed=seed, **{name: choice.value for name, choice in choices.items()})  # type: ignore[arg-type]
     return config, {name: choices[name] for name in HYPERPARAMETERS}
 
 
+def _papers(preset: Preset, base: BaseModel) -> dict[str, Choice]:
+    values = preset.config(tower_of(base.visual).patch_size).to_dict()
+    return {
+        name: Choice(values[name], f"The paper's setting for {preset.name}.")  # type: ignore[arg-type]
+        for name in HYPERPARAMETERS
+        if name not in {"batch_size", "masking"}  # the paper's towers can all be masked
+    }
+
+
 def _geometry(base: BaseModel) -> tuple[int, int, int]:
-    vision = base.visual_config["vision_cfg"]
-    return int(vision.get("width", 768)), int(vision.get("patch_size", 16)), base.preprocess.image_size
+    """Width and patch of the tower, 0 where it has none (see `Tower`), and the side of its images in pixels."""
+    # Not from the configuration, which names none of these for the towers that timm brings.
+    tower = tower_of(base.visual)
+    return tower.width, tower.patch_size, base.preprocess.image_size
+
+
+def _learning_rate(width: int) -> tuple[float, str]:
+    if not width:
+        return 2e-5, "The paper's most common value for ViT-B/16; this tower has no width to go by."
+    rate = float(f"{4e-3 * min(1.0, (128 / width) ** 2.96):.2g}")
+    return rate, f"Narrower towers bear larger steps; this one is {width} wide."
 
 
 def _mask_patch(image: int, patch: int) -> tuple[int, str]:
+    if not patch:
+        return 32, "The paper's most common value; nothing is masked here."
     if image % (2 * patch) == 0 and image // patch >= 8:
         return 2 * patch, "Two patches of the model, as in the paper."
     return patch, "One patch of the model: its image has few of them, or they do not pair up."

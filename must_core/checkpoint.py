@@ -1,18 +1,20 @@
 """Checkpoints of a run: safetensors and a meta.json, written aside and renamed, verified before use.
 
 A folder ``step-00000042`` holds ``state.safetensors`` (student, teacher, optimizer, moving average) and ``meta.json``
-(step, run digest, sha256). Crops, masks and order are functions of seed and step, so no random state is in it.
+(step, identity of the run, sha256). The schedule is a function of the step; crops, masks and order, and so the
+sampler's position, are functions of seed and step (docs/decisions/001): no random state is in it.
 """
 
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from must_core.adaptation import Adaptation
 from must_core.errors import CorruptArtifact
@@ -23,67 +25,93 @@ logger = logging.getLogger(__name__)
 _STATE = "state.safetensors"
 _META = "meta.json"
 _PREFIX = "step-"
+_ACCEPTED = "accepted"
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoint folder of one attempt; keeps the newest ``keep``.
+    """The checkpoint folder of one attempt; keeps the newest ``keep`` and the accepted one.
 
-    ``run_digest`` names what the run is (configuration, model, classes, images): a checkpoint of another run is never
-    resumed from.
+    ``identity`` names what the run is, part by part (configuration, model, classes, images): a checkpoint of another
+    run is never resumed from.
     """
 
     folder: Path
-    run_digest: str
+    identity: Mapping[str, str]
     keep: int = 2
 
     def save(self, run: Adaptation) -> Path:
         """Write the run's state and remove what is older than ``keep``; the checkpoint is on disk when this returns."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        final = self.folder / f"{_PREFIX}{run.step_index:08}"
+        final = self._path(run.step_index)
         if final.exists():
             return final
         staged = self.folder / f".{final.name}.tmp"
-        shutil.rmtree(staged, ignore_errors=True)
+        for leftover in self.folder.glob(f".{_PREFIX}*.tmp"):
+            shutil.rmtree(leftover)
         staged.mkdir()
         save_file({name: tensor.contiguous() for name, tensor in run.tensors().items()}, staged / _STATE)
-        write_json(
-            staged / _META,
-            {
-                "step": run.step_index,
-                "run_digest": self.run_digest,
-                "sha256": sha256_of(staged / _STATE),
-            },
-        )
+        meta = {"step": run.step_index, "identity": dict(self.identity), "sha256": sha256_of(staged / _STATE)}
+        write_json(staged / _META, meta)
         publish_folder(staged, final)
-        for old in self._newest_first([self.folder])[self.keep :]:
-            shutil.rmtree(old)
+        self._prune()
         return final
+
+    def accept(self, step: int) -> None:
+        """Keep the checkpoint of ``step``, however old it gets, until another is accepted."""
+        if not self._path(step).is_dir():
+            raise FileNotFoundError(f"there is no checkpoint of step {step}")
+        mark = self.folder / f".{_ACCEPTED}.tmp"
+        mark.write_text(self._path(step).name, encoding="utf-8")
+        mark.rename(self.folder / _ACCEPTED)
+        self._prune()
 
     def resume(self, run: Adaptation, others: Iterable[Path] = ()) -> Path | None:
         """Load the newest sound checkpoint of this run from this folder or others; None when there is none.
 
-        A damaged one is logged and the one before it is used.
+        A damaged one is logged and the one before it is used. With several ranks the first one reads and the others
+        get it from there: no folder needs to be shared.
         """
-        for path in self._newest_first([self.folder, *others]):
+        path: Path | None = None
+        step, state = 0, dict[str, Tensor]()
+        for candidate in self._newest_first([self.folder, *others]) if run.ranks.first else []:
             try:
-                self._load(path, run)
+                step, state = self._read(candidate, run)
             except CorruptArtifact as e:
-                logger.warning("checkpoint passed over: %s: %s", path.name, e.message)
+                logger.warning("checkpoint passed over: %s: %s", candidate.name, e.message)
             else:
-                return path
-        return None
+                path = candidate
+                break
+        path, step = run.ranks.agreed((path, step))
+        if path is not None:
+            run.load_tensors(run.ranks.agreed_tensors(state), step_index=step)
+        return path
 
-    def _load(self, path: Path, run: Adaptation) -> None:
+    def _read(self, path: Path, run: Adaptation) -> tuple[int, dict[str, Tensor]]:
         try:
             meta = json.loads((path / _META).read_text(encoding="utf-8"))
-            if meta["run_digest"] != self.run_digest:
-                raise CorruptArtifact("It belongs to another run.")
-            if sha256_of(path / _STATE) != meta["sha256"]:
+            step, identity, digest = int(meta["step"]), dict(meta["identity"]), meta["sha256"]
+            others = sorted(k for k in {*identity, *self.identity} if identity.get(k) != self.identity.get(k))
+            if others:
+                raise CorruptArtifact(f"It belongs to another run, of other {', '.join(others)}.")
+            if sha256_of(path / _STATE) != digest:
                 raise CorruptArtifact("Its bytes are not those that were written.")
-            run.load_tensors(load_file(path / _STATE), step_index=int(meta["step"]))
-        except (OSError, ValueError, KeyError, SafetensorError) as e:
+            state = load_file(path / _STATE)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
             raise CorruptArtifact("It cannot be read.") from e
+        if any(name not in state or state[name].shape != t.shape for name, t in run.tensors().items()):
+            raise CorruptArtifact("It holds other tensors.")
+        return step, state
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{_PREFIX}{step:08}"
+
+    def _prune(self) -> None:
+        mark = self.folder / _ACCEPTED
+        accepted = mark.read_text(encoding="utf-8") if mark.exists() else None
+        for old in self._newest_first([self.folder])[self.keep :]:
+            if old.name != accepted:
+                shutil.rmtree(old)
 
     @staticmethod
     def _newest_first(folders: Iterable[Path]) -> list[Path]:

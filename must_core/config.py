@@ -79,6 +79,14 @@ class AdaptConfig:
     """Of the forward passes: ``float32`` is exact, ``bfloat16`` is faster and moves some samples across τ. Weights,
     optimizer and teacher update are float32 in both."""
 
+    compiled: bool = False
+    """Let torch.compile translate the student's and the teacher's passes. It takes a minute at the start, pays on GPUs
+    and rounds differently."""
+
+    augment_on: str = "loader"
+    """Where strong views are made: ``loader``, by timm on Pillow images in the loader processes, as the paper does; or
+    ``device``, a batch at a time beside the model, from the same distribution, with pixels that differ a little."""
+
     def __post_init__(self) -> None:
         """Check each value against its range, and the pairs that must agree."""
         for f in fields(self):
@@ -129,6 +137,8 @@ _RAND_AUGMENT = re.compile(r"rand-m(\d|10)(-mstd[01](\.\d+)?|-mstd2|-n[1-5]|-inc
 
 PRECISIONS = ("float32", "bfloat16")
 
+_WORDS: dict[str, tuple[str, ...]] = {"precision": PRECISIONS, "augment_on": ("loader", "device")}
+
 HYPERPARAMETERS: tuple[str, ...] = tuple(f.name for f in fields(AdaptConfig) if f.name != "seed")
 """Names a user may set; the seed is given beside them."""
 
@@ -169,8 +179,8 @@ def _check_range(name: str, value: Any) -> None:
                 param=name,
             )
         return
-    if name == "precision" and value not in PRECISIONS:
-        raise InvalidConfig(f"precision is {' or '.join(PRECISIONS)}.", code="invalid_value", param=name)
+    if name in _WORDS and value not in _WORDS[name]:
+        raise InvalidConfig(f"{name} is {' or '.join(_WORDS[name])}.", code="invalid_value", param=name)
     if name in _RANGES:
         low, high = _RANGES[name]
         if not low <= value <= high:  # neither NaN nor a number of any size passes

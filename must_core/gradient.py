@@ -3,7 +3,7 @@
 Three of the losses are means over samples and would add up by themselves. Fairness is a function of the whole batch's
 mean prediction p̄: every part needs p̄ of all before its own gradient is known.
 
-Shapes: B images, K classes, N patches.
+Shapes: B images, K classes, J hidden patches of an image, P values of one patch.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from must_core import objective
 from must_core.config import AdaptConfig
+from must_core.masking import PatchMask
 from must_core.objective import Losses
 from must_core.parallel import Ranks
 from must_core.student import Student
+from must_core.towers.clip_vit import ClipVit
+from must_core.towers.tower import taken
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class LabelledBatch:
     """Strong views with what the teacher said of their weak ones."""
 
     strong_BCHW: Tensor
-    mask_BN: Tensor | None
-    """True where a patch is hidden; None hides none."""
+    mask: PatchMask | None
+    """None hides none."""
     label_B: Tensor
     confident_B: Tensor
 
@@ -40,12 +43,12 @@ class LabelledBatch:
         """Cut into parts of ``size`` images, the last perhaps smaller."""
         return [
             LabelledBatch(
-                self.strong_BCHW[start : start + size],
-                None if self.mask_BN is None else self.mask_BN[start : start + size],
-                self.label_B[start : start + size],
-                self.confident_B[start : start + size],
+                self.strong_BCHW[rows],
+                None if self.mask is None else self.mask.rows(rows),
+                self.label_B[rows],
+                self.confident_B[rows],
             )
-            for start in range(0, len(self), size)
+            for rows in (slice(start, start + size) for start in range(0, len(self), size))
         ]
 
 
@@ -67,25 +70,36 @@ class BatchGradient:
         self._student = student
         self._config = config
         self._ranks = ranks
-        self._synchronised: Any = student
+        self._synchronised: Any = torch.compile(student) if config.compiled else student
         if ranks.world_size > 1:
             # Averages the ranks' gradients while they are still being computed.
-            self._synchronised = DistributedDataParallel(student, find_unused_parameters=not config.masking)
+            self._synchronised = DistributedDataParallel(
+                self._synchronised,
+                # Without masks the decoder gets no gradient, and other towers may have heads that nobody reads.
+                find_unused_parameters=not (config.masking and isinstance(student.tower, ClipVit)),
+                gradient_as_bucket_view=True,
+            )
 
     def accumulate(
-        self, share: LabelledBatch, *, part_size: int, num_confident: Tensor, previous_marginal_K: Tensor | None
+        self,
+        share: LabelledBatch,
+        *,
+        num_images: int,
+        num_confident: Tensor,
+        part_size: int,
+        previous_marginal_K: Tensor | None,
     ) -> tuple[Losses, Tensor | None]:
         """Run forward and backward over this process's ``share``, ``part_size`` images at a time.
 
-        All shares are of one size. More than one part costs a second forward pass of the student, for p̄.
-        ``num_confident`` counts over all ranks; ``previous_marginal_K`` is the fairness term's moving average or None.
-        Returns the losses of the whole batch, detached, and the average to give next time, if there is one.
+        More than one part costs a second forward pass of the student, for p̄. ``num_images`` and ``num_confident``
+        are those of the whole batch; ``previous_marginal_K`` is the fairness term's moving average or None. Returns
+        the losses of the whole batch, detached, and the average to give next time, if there is one.
         """
         parts = share.split(part_size)
         whole = _Whole(
-            num_images=self._ranks.world_size * len(share),
+            num_images=num_images,
             num_confident=num_confident,
-            marginal_K=self._marginal(parts) if len(parts) > 1 else None,
+            marginal_K=self._marginal(parts, num_images) if len(parts) > 1 else None,
             previous_marginal_K=previous_marginal_K,
         )
         outcomes = []
@@ -102,14 +116,14 @@ class BatchGradient:
         reconstruction = alignment = None
         fraction = len(part) / whole.num_images
         with self._autocast(part.strong_BCHW):
-            if part.mask_BN is None:
+            if part.mask is None:
                 logits_BK = self._synchronised(part.strong_BCHW)
             else:
-                output = self._synchronised(part.strong_BCHW, part.mask_BN)
+                output = self._synchronised(part.strong_BCHW, part.mask)
                 logits_BK = output.logits_BK
-                target_MP = objective.patchify(part.strong_BCHW, self._student.patch_size)[part.mask_BN]
-                reconstruction = objective.reconstruction(output.predicted_MP, target_MP) * fraction
-                alignment = objective.alignment(output.patch_MD, output.class_token_MD) * fraction
+                target_BJP = taken(objective.patchify(part.strong_BCHW, self._student.patch_size), part.mask.hidden_BJ)
+                reconstruction = objective.reconstruction(output.predicted_BJP, target_BJP) * fraction
+                alignment = objective.alignment(output.patch_BJD, output.class_token_BD) * fraction
         logits_BK = objective.at_least_float32(logits_BK)
         fairness, average_K = self._fairness(objective.batch_marginal(logits_BK) * fraction, whole)
         losses = objective.combine(
@@ -133,25 +147,23 @@ class BatchGradient:
         return objective.fairness_moving_average(marginal_K, whole.previous_marginal_K)
 
     @torch.no_grad()
-    def _marginal(self, parts: Sequence[LabelledBatch]) -> Tensor:
+    def _marginal(self, parts: Sequence[LabelledBatch], num_images: int) -> Tensor:
         """p̄ of the whole batch."""
         sums = []
         for part in parts:
             with self._autocast(part.strong_BCHW):
-                logits_BK = self._student.masked_logits(part.strong_BCHW, part.mask_BN)
+                logits_BK = self._student.masked_logits(part.strong_BCHW, part.mask)
             sums.append(objective.batch_marginal(objective.at_least_float32(logits_BK)) * len(part))
-        num_images = self._ranks.world_size * sum(map(len, parts))
         return self._ranks.sum(torch.stack(sums).sum(dim=0)) / num_images
 
     def _summed(self, outcomes: Sequence[Losses]) -> Losses:
-        def total(name: str) -> Tensor:
-            return self._ranks.sum(torch.stack([getattr(losses, name).detach() for losses in outcomes]).sum())
-
+        shares = [torch.stack([o.self_training, o.reconstruction, o.alignment]) for o in outcomes]
+        self_training, reconstruction, alignment = self._ranks.sum(torch.stack(shares).sum(dim=0)).unbind()
         return objective.combine(
-            self_training=total("self_training"),
+            self_training=self_training,
             fairness=outcomes[-1].fairness.detach(),
-            reconstruction=total("reconstruction"),
-            alignment=total("alignment"),
+            reconstruction=reconstruction,
+            alignment=alignment,
             fairness_weight=self._config.fairness_weight,
             alignment_weight=self._config.alignment_weight,
         )

@@ -1,6 +1,6 @@
 """The four losses of MUST (section 3 of the paper), each a pure function, and their weighted sum.
 
-Shapes: B images, K classes, M masked patches of the whole batch, D embedding width, P pixels of one patch times 3.
+Shapes: B images, K classes, J hidden patches of an image, D embedding width, P pixels of one patch times 3.
 """
 
 from dataclasses import dataclass
@@ -68,18 +68,18 @@ def fairness_moving_average(marginal_K: Tensor, previous_K: Tensor | None) -> tu
     return fairness(average_K) / (1 - _MOVING_AVERAGE_MOMENTUM), average_K.detach()
 
 
-def reconstruction(predicted_MP: Tensor, target_MP: Tensor) -> Tensor:
+def reconstruction(predicted_BJP: Tensor, target_BJP: Tensor) -> Tensor:
     """Mean absolute error of masked pixels, in normalised pixel units (eq. 5); zero when nothing is masked."""
-    if predicted_MP.shape[0] == 0:
-        return predicted_MP.sum()
-    return (predicted_MP - target_MP).abs().mean()
+    if predicted_BJP.numel() == 0:
+        return predicted_BJP.sum()
+    return (predicted_BJP - target_BJP).abs().mean()
 
 
-def alignment(patch_MD: Tensor, class_token_MD: Tensor) -> Tensor:
+def alignment(patch_BJD: Tensor, class_token_BD: Tensor) -> Tensor:
     """Mean squared distance between each masked patch and its image's class token, both of unit length (eq. 6)."""
-    if patch_MD.shape[0] == 0:
-        return patch_MD.sum()
-    return (patch_MD - class_token_MD).square().sum(dim=-1).mean()
+    if patch_BJD.numel() == 0:
+        return patch_BJD.sum()
+    return (patch_BJD - class_token_BD[:, None]).square().sum(dim=-1).mean()
 
 
 def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:

@@ -40,9 +40,20 @@ def parameter_groups(student: Student, *, layer_decay: float, weight_decay: floa
 
 
 def make_optimizer(student: Student, *, layer_decay: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (β 0.9 and 0.999, ε 1e-8) over `parameter_groups`; its learning rates are set before each step."""
+    """AdamW (β 0.9 and 0.999, ε 1e-8) over `parameter_groups`; its learning rates are set before each step.
+
+    Its moments are there from the start, all zero, so that no later step needs more memory than the first.
+    """
     groups = parameter_groups(student, layer_decay=layer_decay, weight_decay=weight_decay)
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+    return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

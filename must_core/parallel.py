@@ -1,16 +1,27 @@
-"""One run on several processes, as torchrun starts them; gloo between CPUs, NCCL between GPUs."""
+"""One run on several processes, as torchrun starts them; gloo between CPUs, NCCL between GPUs.
 
+Every process (rank) holds the whole state and works on its share of each batch. What decides (a stop, a checkpoint,
+settings chosen from the data) is decided once and agreed on.
+"""
+
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from must_core.errors import InvalidConfig
+
 T = TypeVar("T")
+
+_TIMEOUT = timedelta(hours=2)
+"""How long a rank waits for another: the first prepares and saves alone, and both may take long."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +30,33 @@ class Ranks:
 
     rank: int = 0
     world_size: int = 1
+    local_rank: int = 0
+    """Among the processes of this host."""
 
     @property
     def first(self) -> bool:
         """Whether this process is the one that writes and reports."""
         return self.rank == 0
+
+    @property
+    def first_of_host(self) -> bool:
+        """Whether this process is the one that does what a host needs once."""
+        return self.local_rank == 0
+
+    def share_of(self, num_items: int) -> slice:
+        """This process's part of a batch; parts differ by one item at most.
+
+        Raises `InvalidConfig` when there are fewer items than processes.
+        """
+        if num_items < self.world_size:
+            raise InvalidConfig(
+                f"A batch of {num_items} cannot be shared by {self.world_size} processes.", param="batch_size"
+            )
+        return slice(num_items * self.rank // self.world_size, num_items * (self.rank + 1) // self.world_size)
+
+    def largest_share(self, num_items: int) -> int:
+        """The most items that one process gets of a batch."""
+        return -(-num_items // self.world_size)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over all processes, without gradient; with one process the tensor itself, detached."""
@@ -34,17 +67,31 @@ class Ranks:
         dist.all_reduce(total)
         return total
 
-    def any(self, flag: bool) -> bool:  # noqa: FBT001 - the one argument is the question
-        """Whether some process says so."""
-        return bool(self.sum(torch.tensor(int(flag)))) if self.world_size > 1 else flag
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Of each flag, whether some process has set it."""
+        if self.world_size == 1:
+            return flags
+        return tuple(map(bool, self.sum(torch.tensor(flags, dtype=torch.int32)).tolist()))
 
     def agreed(self, value: T) -> T:
-        """The first process's value, on all of them."""
+        """The first process's value, on all of them; any picklable object."""
         if self.world_size == 1:
             return value
-        box = [value]
+        box = [value if self.first else None]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        return box[0]
+        return box[0]  # type: ignore[return-value]
+
+    def agreed_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The first process's tensors on all of them, on the CPU; what the others pass is not looked at."""
+        if self.world_size == 1:
+            return dict(tensors)
+        layout = self.agreed({name: (t.shape, t.dtype) for name, t in tensors.items()})
+        received = {}
+        for name, (shape, dtype) in layout.items():
+            tensor = tensors[name].cpu().contiguous() if self.first else torch.empty(shape, dtype=dtype)
+            dist.broadcast(tensor, src=0)
+            received[name] = tensor
+        return received
 
 
 SINGLE = Ranks()
@@ -52,15 +99,19 @@ SINGLE = Ranks()
 
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """Within the block, this process is one of those that torchrun started; `SINGLE` when it started none."""
+    """Within the block, this process is one of those that torchrun started; `SINGLE` when it started none or one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield SINGLE
         return
     # Flags and settings travel between CPUs, so that asking never waits for a GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
-        yield Ranks(rank=dist.get_rank(), world_size=dist.get_world_size())
+        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
     finally:
+        # Whatever holds on to the group must go first: the last holder joins its threads, and one that is not the
+        # group's own Python object does it with the interpreter locked, which those threads may be waiting for.
+        gc.collect()
         dist.destroy_process_group()
 
 

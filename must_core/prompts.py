@@ -3,8 +3,8 @@
 Shapes: D embedding width, K classes, T texts of a batch.
 """
 
+import html
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from must_core.backbone import BaseModel
+from must_core.characters import folded, is_readable
 from must_core.errors import InvalidClasses
 
 DEFAULT_TEMPLATES: tuple[str, ...] = (
@@ -31,8 +32,10 @@ MAX_TEMPLATES = 200
 MAX_PROMPTS = 2_000_000
 
 _PLACEHOLDER = "{}"
-_BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
+_CONTROL_WORDS = re.compile("<(start|end)_of_text>", re.IGNORECASE)
+"""What CLIP's tokenizer takes for its own marks: a text ends there, whatever follows."""
 _TEXT_BATCH = 256
+_CHECK_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,20 @@ class ClassSpec:
 
     @classmethod
     def from_json(cls, value: object) -> "ClassSpec":
-        """Read a name, or an object with a name and perhaps prompts; raises `InvalidClasses` ``invalid_type``."""
+        """Read a name, or an object with a name and perhaps prompts; no value is taken for another type's.
+
+        Raises `InvalidClasses` ``invalid_type``, and ``unknown_field`` for an object that says more.
+        """
         if isinstance(value, str):
             return cls(value)
-        if isinstance(value, dict) and isinstance(value.get("name"), str):
-            return cls(value["name"], tuple(map(str, value.get("prompts", ()))))
-        raise InvalidClasses("A class is a name or an object with a name.", code="invalid_type", param="classes")
+        if not (isinstance(value, dict) and isinstance(value.get("name"), str)):
+            raise InvalidClasses("A class is a name or an object with a name.", code="invalid_type", param="classes")
+        if value.keys() - {"name", "prompts"}:
+            raise InvalidClasses("A class has a name and prompts.", code="unknown_field", param="classes")
+        prompts = value.get("prompts", [])
+        if not (isinstance(prompts, list | tuple) and all(isinstance(prompt, str) for prompt in prompts)):
+            raise InvalidClasses("A class's prompts are a list of texts.", code="invalid_type", param="classes")
+        return cls(value["name"], tuple(prompts))
 
     def texts(self, templates: Sequence[str]) -> list[str]:
         """Every text that stands for this class. Names are put in by replacement, so ``{`` in a name is a brace."""
@@ -57,31 +68,39 @@ class ClassSpec:
 
 
 def check_classes(classes: Sequence[ClassSpec], templates: Sequence[str]) -> None:
-    """Check names and templates by themselves; raises `InvalidClasses` with the code of the rule that is broken."""
+    """Check names and templates by themselves; raises `InvalidClasses` with the code of the rule that is broken.
+
+    Messages count classes and templates from 1.
+    """
     if len(classes) < MIN_CLASSES:
         raise InvalidClasses("At least two classes are needed.", code="too_few_classes", param="classes")
     if len(classes) > MAX_CLASSES:
         raise InvalidClasses(f"At most {MAX_CLASSES} classes.", code="too_many_classes", param="classes")
-    seen: set[str] = set()
-    for spec in classes:
-        for text in (spec.name, *spec.prompts):
-            if not _is_printable(text):
-                raise InvalidClasses(
-                    "A class name or prompt is empty or holds invisible or control characters.",
-                    code="invalid_class_name",
-                    param="classes",
-                )
-        folded = unicodedata.normalize("NFKC", spec.name).casefold().strip()
-        if folded in seen:
-            raise InvalidClasses("Two classes have the same name.", code="duplicate_class", param="classes")
-        seen.add(folded)
     _check_templates(templates)
-    if sum(len(spec.prompts) or len(templates) for spec in classes) > MAX_PROMPTS:
+    if num_prompts(classes, templates) > MAX_PROMPTS:
         raise InvalidClasses(
             f"Classes times templates make more than {MAX_PROMPTS} prompts.",
             code="too_many_prompts",
             param="templates",
         )
+    first_of: dict[str, int] = {}
+    for number, spec in enumerate(classes, start=1):
+        if not all(map(_is_sayable, (spec.name, *spec.prompts))):
+            raise InvalidClasses(
+                f"Class {number}: its name or a prompt is empty or holds invisible or control characters.",
+                code="invalid_class_name",
+                param="classes",
+            )
+        first = first_of.setdefault(folded(spec.name), number)
+        if first != number:
+            raise InvalidClasses(
+                f"Classes {first} and {number} have the same name.", code="duplicate_class", param="classes"
+            )
+
+
+def num_prompts(classes: Sequence[ClassSpec], templates: Sequence[str]) -> int:
+    """Texts that stand for all classes together."""
+    return sum(len(spec.prompts) or len(templates) for spec in classes)
 
 
 def _check_templates(templates: Sequence[str]) -> None:
@@ -89,61 +108,94 @@ def _check_templates(templates: Sequence[str]) -> None:
         raise InvalidClasses("At least one template is needed.", code="template_missing_placeholder", param="templates")
     if len(templates) > MAX_TEMPLATES:
         raise InvalidClasses(f"At most {MAX_TEMPLATES} templates.", code="too_many_prompts", param="templates")
-    for template in templates:
-        if not _is_printable(template):
+    for number, template in enumerate(templates, start=1):
+        if not _is_sayable(template):
             raise InvalidClasses(
-                "A template is empty or holds control characters.", code="invalid_template", param="templates"
+                f"Template {number} is empty or holds control characters.", code="invalid_template", param="templates"
             )
         if not re.search(r"[{}]", template):
             raise InvalidClasses(
-                "A template lacks its {} placeholder.", code="template_missing_placeholder", param="templates"
+                f"Template {number} lacks its {{}} placeholder.", code="template_missing_placeholder", param="templates"
             )
         if template.count(_PLACEHOLDER) != 1 or re.search(r"[{}]", template.replace(_PLACEHOLDER, "", 1)):
             raise InvalidClasses(
-                "A template holds exactly one {} and no other braces.",
+                f"Template {number}: a template holds exactly one {{}} and no other braces.",
                 code="template_invalid_placeholder",
                 param="templates",
             )
 
 
-def _is_printable(text: str) -> bool:
-    """Whether a text shows something and hides nothing: no control, surrogate, line or direction characters."""
-    hidden = {"Cc", "Cs", "Zl", "Zp"}
-    if any(unicodedata.category(c) in hidden or c in _BIDI_CONTROLS for c in text):
+def _is_sayable(text: str) -> bool:
+    """Whether a text is readable, and the tokenizer, which resolves HTML entities twice, finds none of its marks."""
+    if not is_readable(text):
         return False
-    return any(unicodedata.category(c) not in {"Cf", "Zs"} for c in text)
+    may_hold_marks = "<" in text or "&" in text
+    return not (may_hold_marks and _CONTROL_WORDS.search(html.unescape(html.unescape(text))))
 
 
 def check_lengths(base: BaseModel, classes: Sequence[ClassSpec], templates: Sequence[str]) -> None:
-    """Check that no text is longer than the model reads, since open_clip would cut it without a word."""
-    for spec in classes:
-        if base.num_tokens(spec.name) > base.context_length:
-            raise InvalidClasses("A class name is too long.", code="class_name_too_long", param="classes")
+    """Check that no text is longer than the model reads, since open_clip would cut it without a word.
+
+    Raises `InvalidClasses` ``class_name_too_long`` or ``prompt_too_long``. Millions of texts take minutes at worst;
+    `length_checks` does the same with signs of life.
+    """
+    for _ in length_checks(base, classes, templates):
+        pass
+
+
+def length_checks(base: BaseModel, classes: Sequence[ClassSpec], templates: Sequence[str]) -> Iterator[int]:
+    """Do what `check_lengths` does while iterated; yields the number of texts checked, now and then."""
+    num_checked = num_told = 0
+    for number, spec in enumerate(classes, start=1):
+        if not _fits(base, spec.name):
+            raise InvalidClasses(
+                f"The name of class {number} is longer than the model reads.",
+                code="class_name_too_long",
+                param="classes",
+            )
         for text in spec.texts(templates):
-            if base.num_tokens(text) > base.context_length:
+            if not _fits(base, text):
                 raise InvalidClasses(
-                    "A prompt is longer than the model reads.", code="prompt_too_long", param="templates"
+                    f"A prompt of class {number} is longer than the model reads.",
+                    code="prompt_too_long",
+                    param="classes" if spec.prompts else "templates",
                 )
+            num_checked += 1
+        if num_checked - num_told >= _CHECK_BATCH:
+            num_told = num_checked
+            yield num_checked
+
+
+def _fits(base: BaseModel, text: str) -> bool:
+    # A token covers at least a character of an ASCII text without entities, and no tokenizer adds more than four of
+    # its own; counting characters first is a hundred times faster than tokenizing, and nearly every text is short.
+    if text.isascii() and "&" not in text and len(text) + 4 <= base.context_length:
+        return True
+    return base.num_tokens(text) <= base.context_length
 
 
 class PromptEnsemble:
-    """Class weights in the making: iterate to encode, a batch of texts at a time, then read the result.
+    """Class weights in the making: iterate to check and encode, some texts at a time, then read the result.
 
     A class is the normalised mean of its texts' unit vectors (prompt ensembling; Radford et al., 2021, section
     3.1.4). Memory does not grow with the number of texts.
     """
 
     def __init__(self, base: BaseModel, classes: Sequence[ClassSpec], templates: Sequence[str]) -> None:
-        """Raises `InvalidClasses` as `check_classes` and `check_lengths` do."""
+        """Raises `InvalidClasses` as `check_classes` does."""
         check_classes(classes, templates)
-        check_lengths(base, classes, templates)
         self._base = base
         self._classes = classes
         self._templates = templates
         self._sums_KD: Tensor | None = None
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the number of texts encoded so far, after each batch."""
+        """Yield the number of texts encoded so far: 0 while lengths are checked, then after each batch.
+
+        Every length is checked before anything is encoded; raises `InvalidClasses` as `check_lengths` does.
+        """
+        for _ in length_checks(self._base, self._classes, self._templates):
+            yield 0
         texts = ((k, text) for k, spec in enumerate(self._classes) for text in spec.texts(self._templates))
         num_done, sums_KD = 0, None
         while batch := list(islice(texts, _TEXT_BATCH)):

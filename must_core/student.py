@@ -1,7 +1,7 @@
 """What MUST trains: a CLIP image tower with a class head and, for masked images, a mask token and a decoder.
 
-Shapes: B images, K classes, D embedding width, W tower width, N patches of an image, M masked patches of the batch,
-P values of one patch (3 · side²).
+Shapes: B images, K classes, D embedding width, W tower width, J hidden patches of an image, P values of one patch
+(3 · side²).
 """
 
 from copy import deepcopy
@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from must_core.backbone import BaseModel
+from must_core.masking import PatchMask
 from must_core.towers import tower_of
 
 
 class MaskedOutput(NamedTuple):
-    """What the student says of masked images; rows of the last three are masked patches, image by image."""
+    """What the student says of masked images and of the hidden patches in them; the last two are of unit length."""
 
     logits_BK: Tensor
-    predicted_MP: Tensor
-    patch_MD: Tensor
-    class_token_MD: Tensor
+    predicted_BJP: Tensor
+    patch_BJD: Tensor
+    class_token_BD: Tensor
 
 
 class Student(nn.Module):
@@ -72,30 +73,27 @@ class Student(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor: ...
 
     @overload
-    def forward(self, images_BCHW: Tensor, mask_BN: Tensor) -> MaskedOutput: ...
+    def forward(self, images_BCHW: Tensor, mask: PatchMask) -> MaskedOutput: ...
 
-    def forward(self, images_BCHW: Tensor, mask_BN: Tensor | None = None) -> Tensor | MaskedOutput:
-        """Classify images; with ``mask_BN`` (bool, True where hidden), also say what was in the hidden patches.
-
-        Every image must hide the same number of patches (see `must_core.masking`).
-        """
-        if mask_BN is None:
+    def forward(self, images_BCHW: Tensor, mask: PatchMask | None = None) -> Tensor | MaskedOutput:
+        """Classify images; with a mask, also say what was in the hidden patches."""
+        if mask is None:
             return self._logits(self.features(images_BCHW))
-        masked = self.tower.masked_features(images_BCHW, mask_BN, self.mask_token.flatten())
+        masked = self.tower.masked_features(images_BCHW, mask, self.mask_token.flatten())
         features_BD = F.normalize(masked.pooled_BD, dim=-1)
-        patch_MW = self.ln_patch(masked.patch_MW)
+        patch_BJW = self.ln_patch(masked.patch_BJW)
         return MaskedOutput(
             logits_BK=self._logits(features_BD),
-            predicted_MP=self.decoder(patch_MW),
-            patch_MD=F.normalize(self.tower.project(patch_MW), dim=-1),
-            class_token_MD=features_BD.repeat_interleave(mask_BN.sum(dim=1), dim=0),
+            predicted_BJP=self.decoder(patch_BJW),
+            patch_BJD=F.normalize(self.tower.project(patch_BJW), dim=-1),
+            class_token_BD=features_BD,
         )
 
-    def masked_logits(self, images_BCHW: Tensor, mask_BN: Tensor | None) -> Tensor:
+    def masked_logits(self, images_BCHW: Tensor, mask: PatchMask | None) -> Tensor:
         """``logits_BK`` alone, as calling with or without the mask gives them."""
-        if mask_BN is None:
+        if mask is None:
             return self._logits(self.features(images_BCHW))
-        masked = self.tower.masked_features(images_BCHW, mask_BN, self.mask_token.flatten())
+        masked = self.tower.masked_features(images_BCHW, mask, self.mask_token.flatten())
         return self._logits(F.normalize(masked.pooled_BD, dim=-1))
 
     def _logits(self, features_BD: Tensor) -> Tensor:

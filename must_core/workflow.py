@@ -2,13 +2,14 @@
 
 Both the command line and the service's trainer run this and differ only in whom they tell.
 
-Shapes: N images, K classes.
+Shapes: N images, K classes, D embedding width.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,30 @@ from must_core import evaluate
 from must_core.adapt import CheckpointSaved, Progress, Stopped, adapt
 from must_core.adaptation import Adaptation
 from must_core.auto import Choice, Evidence, choose
-from must_core.backbone import load_base
+from must_core.backbone import BaseModel, load_base
 from must_core.bundle import save_bundle
 from must_core.checkpoint import Checkpoints
 from must_core.config import AdaptConfig
 from must_core.data import evaluation_batches, steps_per_epoch
 from must_core.errors import InvalidConfig
+from must_core.image_list import ImageList
+from must_core.labels import Labels
+from must_core.packed import PackedImages, packed_bytes, packing
+from must_core.parallel import SINGLE, Ranks, local_device
+from must_core.presets import Preset
 from must_core.prompts import ClassSpec, PromptEnsemble
 from must_core.student import Student
 
 LOOK_AT_MOST = 1024
 """Images that choices and closing metrics are drawn from; more would cost time and change nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """Images whose classes are known. Metrics come from them; nothing is chosen by them."""
+
+    images: ImageList
+    labels: Labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +54,32 @@ class AdaptRequest:
     base_model: str
     classes: tuple[ClassSpec, ...]
     templates: tuple[str, ...]
-    images: tuple[Path, ...]
+    images: Sequence[Path]
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    preset: Preset | None = None
+    """The paper's settings for what is missing in ``hyperparameters``."""
     seed: int = 0
+    evaluation: LabelledImages | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolders:
+    """Where a run leaves what."""
+
+    bundle: Path
+    """Must not exist; appears whole at the end."""
+    checkpoints: Path
+    """This run's own."""
+    resume_from: Sequence[Path] = ()
+    """Checkpoint folders of earlier attempts, read only."""
+    cache: Path | None = None
+    """For images decoded once; made when they fit ``cache_at_most_bytes``, and removed at the end. None: no cache."""
+    cache_at_most_bytes: int = 8 * 2**30
 
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """``preparing``, ``training``, ``evaluating`` or ``publishing``."""
+    """``preparing``, ``training``, ``evaluating`` or ``publishing``; told again as a sign of life."""
 
     phase: str
 
@@ -77,57 +109,62 @@ class Completed:
 Event = PhaseStarted | Chosen | Resumed | Progress | CheckpointSaved | Stopped | Completed
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What the first rank found out before training."""
+
+    class_weights_DK: Tensor
+    zero_shot_NK: Tensor
+    """Of `LOOK_AT_MOST` images."""
+    config: AdaptConfig
+    choices: dict[str, Choice]
+    identity: dict[str, str]
+
+
 def run_adaptation(
     request: AdaptRequest,
+    folders: RunFolders,
     *,
-    bundle: Path,
-    checkpoints: Path,
-    resume_from: Sequence[Path] = (),
     checkpoint_interval_s: float = 60.0,
     stop: Callable[[], bool] = lambda: False,
     num_workers: int | None = None,
     device: str | None = None,
+    ranks: Ranks = SINGLE,
 ) -> Iterator[Event]:
-    """Adapt and write the bundle folder, resuming from ``checkpoints`` or ``resume_from`` where they hold this run.
+    """Adapt and write the bundle folder, resuming where a checkpoint folder holds this run.
 
-    The last event is `Completed`, or `Stopped` when ``stop`` said so. Raises this library's errors.
+    The last event is `Completed`, or `Stopped` when ``stop`` said so. Raises this library's errors. With several
+    ranks each runs this; the first prepares, saves, evaluates and publishes, and the others end after training.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or local_device()
     workers = default_num_workers() if num_workers is None else num_workers
 
     yield PhaseStarted("preparing")
     base = load_base(request.base_model)
-    ensemble = PromptEnsemble(base, request.classes, request.templates)
-    for _ in ensemble:
-        yield PhaseStarted("preparing")  # a sign of life
-        if stop():
-            yield Stopped(0)
-            return
-    student = Student.from_base(base, ensemble.weights_DK, seed=request.seed).to(device)
-    if not request.images:
-        raise InvalidConfig("There are no images.", code="no_usable_images", param="images")
-    sample = _spread(request.images, LOOK_AT_MOST)
-    looked = _Look()
-    for images_BCHW in evaluation_batches(sample, base.preprocess, batch_size=64):
-        looked.take(student, images_BCHW.to(device))
-        yield PhaseStarted("preparing")  # a sign of life
-        if stop():
-            yield Stopped(0)
-            return
-    zero_shot_NK, flip_disagreement = looked.zero_shot_NK, looked.flip_disagreement
-    evidence = Evidence(len(request.images), len(request.classes), flip_disagreement)
-    config, choices = choose(request.hyperparameters, evidence, base, seed=request.seed)
-    yield Chosen(choices)
+    prepared = (yield from _prepared(request, base, device, stop)) if ranks.first else None
+    prepared = ranks.agreed(prepared)
+    if prepared is None:
+        yield Stopped(0)
+        return
+    yield Chosen(prepared.choices)
+    config = prepared.config
 
-    run = Adaptation(student, config, steps_per_epoch=steps_per_epoch(len(request.images), config.batch_size))
-    store = Checkpoints(checkpoints, run_digest(request, config))
-    if store.resume(run, resume_from) is not None:
+    student = Student.from_base(base, prepared.class_weights_DK, seed=request.seed).to(device)
+    run = Adaptation(
+        student, config, steps_per_epoch=steps_per_epoch(len(request.images), config.batch_size), ranks=ranks
+    )
+    store = Checkpoints(folders.checkpoints, prepared.identity)
+    if store.resume(run, folders.resume_from) is not None:
         yield Resumed(run.step_index)
+    images = yield from _decoded_once(request.images, folders, workers, ranks, stop)
+    if images is None:
+        yield Stopped(run.step_index)
+        return
 
     yield PhaseStarted("training")
     for report in adapt(
         run,
-        request.images,
+        images,
         base.preprocess,
         checkpoints=store,
         checkpoint_interval_s=checkpoint_interval_s,
@@ -137,15 +174,22 @@ def run_adaptation(
         yield report
         if isinstance(report, Stopped):
             return
+    if not ranks.first:
+        return
 
     yield PhaseStarted("evaluating")
-    adapted_NK = evaluate.predict(run.teacher, sample, base.preprocess, device=device)
-    metrics = compare(zero_shot_NK, adapted_NK)
+    adapted_NK = evaluate.predict(run.teacher, _spread(request.images), base.preprocess, device=device)
+    metrics = compare(prepared.zero_shot_NK, adapted_NK)
+    if request.evaluation is not None:
+        zero_shot = Student.from_base(base, prepared.class_weights_DK).to(device)
+        for name, classifier in (("zero_shot", zero_shot), ("student", run.student), ("teacher", run.teacher)):
+            measured = yield from _measured(classifier, request.evaluation, base, device, workers)
+            metrics |= {f"{name}_{metric}": value for metric, value in measured.items()}
 
     yield PhaseStarted("publishing")
-    if not bundle.exists():
+    if not folders.bundle.exists():
         save_bundle(
-            bundle,
+            folders.bundle,
             run.teacher,
             visual_config=base.visual_config,
             preprocess=base.preprocess,
@@ -159,7 +203,9 @@ def run_adaptation(
                 "metrics": metrics,
             },
         )
-    yield Completed(bundle, metrics)
+    if folders.cache is not None:
+        shutil.rmtree(folders.cache, ignore_errors=True)
+    yield Completed(folders.bundle, metrics)
 
 
 def default_num_workers() -> int:
@@ -176,22 +222,73 @@ def compare(zero_shot_NK: Tensor, adapted_NK: Tensor) -> dict[str, float]:
     return metrics
 
 
-def run_digest(request: AdaptRequest, config: AdaptConfig) -> str:
-    """sha256 of all that decides a run: configuration, model, classes, and the images' names and sizes."""
-    identity = {
+def run_identity(request: AdaptRequest, config: AdaptConfig) -> dict[str, str]:
+    """What makes two runs the same, part by part: sha256 of configuration, classes, and the images' names and sizes."""
+    spoken = {"classes": [asdict(c) for c in request.classes], "templates": request.templates}
+    return {
         "config": config.digest,
         "base_model": request.base_model,
-        "classes": [asdict(c) for c in request.classes],
-        "templates": request.templates,
-        "images": [(p.name, p.stat().st_size) for p in request.images],
+        "classes": hashlib.sha256(json.dumps(spoken, sort_keys=True).encode()).hexdigest(),
+        "images": ImageList.of(request.images).digest(),
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _spread(paths: Sequence[Path], most: int) -> list[Path]:
-    """At most so many paths, evenly spread over the list."""
-    step = max(1, -(-len(paths) // most))
-    return list(paths[::step])
+def _prepared(
+    request: AdaptRequest, base: BaseModel, device: str, stop: Callable[[], bool]
+) -> Generator[Event, None, _Prepared | None]:
+    """Class weights, a look at the images, and the choices that follow from it; None when told to stop."""
+    ensemble = PromptEnsemble(base, request.classes, request.templates)
+    for _ in ensemble:
+        yield PhaseStarted("preparing")
+        if stop():
+            return None
+    if not request.images:
+        raise InvalidConfig("There are no images.", code="no_usable_images", param="images")
+    student = Student.from_base(base, ensemble.weights_DK).to(device)
+    looked = _Look()
+    for images_BCHW in evaluation_batches(_spread(request.images), base.preprocess, batch_size=64):
+        looked.take(student, images_BCHW.to(device))
+        yield PhaseStarted("preparing")
+        if stop():
+            return None
+    evidence = Evidence(len(request.images), len(request.classes), looked.flip_disagreement)
+    config, choices = choose(request.hyperparameters, evidence, base, seed=request.seed, preset=request.preset)
+    return _Prepared(ensemble.weights_DK, looked.zero_shot_NK, config, choices, identity=run_identity(request, config))
+
+
+def _decoded_once(
+    paths: Sequence[Path], folders: RunFolders, num_workers: int, ranks: Ranks, stop: Callable[[], bool]
+) -> Generator[Event, None, Sequence[Path] | PackedImages | None]:
+    """The images to train on: packed where there is room, by one process of each host; None when told to stop."""
+    if folders.cache is None or packed_bytes(paths) > folders.cache_at_most_bytes:
+        return paths
+    stopping = False
+    if ranks.first_of_host:
+        for _ in packing(paths, folders.cache, num_workers=num_workers):
+            yield PhaseStarted("preparing")
+            if stopping := stop():
+                break
+    (stopping,) = ranks.any(stopping)  # the others of the host wait here
+    return None if stopping else PackedImages(folders.cache)
+
+
+def _measured(
+    classifier: Student, labelled: LabelledImages, base: BaseModel, device: str, num_workers: int
+) -> Generator[Event, None, dict[str, float]]:
+    tally, start = evaluate.Tally(), 0
+    for logits_BK in evaluate.logits_batches(
+        classifier, labelled.images, base.preprocess, device=device, num_workers=num_workers
+    ):
+        tally.add(logits_BK, labelled.labels.labels_N[start : start + len(logits_BK)])
+        start += len(logits_BK)
+        yield PhaseStarted("evaluating")
+    return dict(tally.accuracy())
+
+
+def _spread(paths: Sequence[Path]) -> Sequence[Path]:
+    """At most `LOOK_AT_MOST` paths, evenly spread over the list."""
+    step = max(1, -(-len(paths) // LOOK_AT_MOST))
+    return paths[::step]
 
 
 class _Look:

@@ -17,8 +17,9 @@ import torch
 from app.log import configure_logging
 from must_core import adapt as loop
 from must_core.errors import InvalidClasses, InvalidConfig, MustError, UnknownModel, UnreadableImage
+from must_core.image_list import ImageList
 from must_core.prompts import ClassSpec
-from must_core.workflow import AdaptRequest, Chosen, Completed, PhaseStarted, Resumed, run_adaptation
+from must_core.workflow import AdaptRequest, Chosen, Completed, PhaseStarted, Resumed, RunFolders, run_adaptation
 from worker import protocol
 from worker.child import TrainerLink
 from worker.protocol import ErrorReport, ExitCode, TrainerSpec
@@ -53,9 +54,12 @@ def _train(spec: TrainerSpec, link: TrainerLink) -> int:
     phase = "preparing"
     for event in run_adaptation(
         _request(spec),
-        bundle=spec.output_dir / "bundle",
-        checkpoints=spec.checkpoints_dir,
-        resume_from=spec.resume_from,
+        RunFolders(
+            bundle=spec.output_dir / "bundle",
+            checkpoints=spec.checkpoints_dir,
+            resume_from=spec.resume_from,
+            cache=spec.output_dir / "decoded",
+        ),
         checkpoint_interval_s=spec.checkpoint_interval_s,
         stop=lambda: link.stop_requested,
     ):
@@ -89,7 +93,7 @@ def _request(spec: TrainerSpec) -> AdaptRequest:
         base_model=spec.base_model,
         classes=tuple(map(ClassSpec.from_json, spec.classes)),
         templates=tuple(spec.templates),
-        images=tuple(spec.images),
+        images=ImageList.of(spec.images),
         hyperparameters=spec.hyperparameters,
         seed=spec.seed,
     )

@@ -1,4 +1,4 @@
-"""``must``: starts what there is to start."""
+"""``must``: starts what there is to start; beside it, the training library's own commands."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -8,8 +8,12 @@ import typer
 from app.cli.serve import Program, run_together
 from app.config import Settings
 from app.database import make_engine, migrate
+from must_core.cli.main import app as training
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="MUST as a service.")
+
+
+app.add_typer(training)
 
 
 @app.callback()

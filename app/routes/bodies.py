@@ -1,5 +1,6 @@
 """Request bodies: JSON read strictly, and forms turned into the same models."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +13,9 @@ from app.schemas.jobs import ClassIn
 from app.schemas.parsing import MAX_JSON_BYTES, read_json, read_model, to_model
 
 M = TypeVar("M", bound=BaseModel)
+
+# Not str.splitlines: that also ends a line at characters which a name must not hold, and would hide them so.
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 def is_form(request: Request) -> bool:
@@ -41,7 +45,7 @@ def form_model(fields: Mapping[str, str], model: type[M], *, plain: frozenset[st
         if name in plain:
             values[name] = text
         elif name in {"classes", "templates"} and not text.lstrip().startswith("["):
-            values[name] = [line.strip() for line in text.splitlines() if line.strip()]
+            values[name] = [line for line in (line.strip(" \t") for line in _LINE_END.split(text)) if line]
         else:
             values[name] = read_json(text.encode(), param=_known(name, model))
     return to_model(values, model)

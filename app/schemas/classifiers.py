@@ -7,7 +7,7 @@ from pydantic import Field
 
 from app.classifiers.messages import ClassifierView
 from app.schemas.common import WireModel
-from app.schemas.jobs import BaseModelName, Classes, ClassIn, Name, Templates
+from app.schemas.jobs import BaseModelName, Classes, ClassIn, Name, Templates, WarningOut
 
 
 class ClassifierCreate(WireModel):
@@ -29,6 +29,7 @@ class ClassifierOut(WireModel):
     base_model: str = Field(description="What it is built on.", examples=["ViT-B-16/openai"])
     classes: list[ClassIn] = Field(description="The classes it knows.")
     templates: list[str] = Field(description="The templates in use.", examples=[["a photo of a {}."]])
+    warnings: list[WarningOut] = Field(description="What may be a mistake in the classes.")
     job_id: str | None = Field(description="The job that made it.", examples=["job_01k0c9v2ytq4v3m5p6r7s8t9wa"])
     version: str = Field(description="Digest of what decides its answers.", examples=["9f2c…"])
     metrics: dict[str, Any] = Field(description="What its job measured.", examples=[{"changed_answers": 0.21}])
@@ -44,6 +45,7 @@ class ClassifierOut(WireModel):
             base_model=view.base_model,
             classes=[ClassIn(**c) for c in view.classes],
             templates=view.templates,
+            warnings=WarningOut.of_classes(view.classes),
             job_id=view.job_id,
             version=view.version,
             metrics=dict(view.metrics),

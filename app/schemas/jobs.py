@@ -1,10 +1,12 @@
 """Jobs on the wire."""
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from app.inference.class_warnings import warnings_of_rows
 from app.jobs.messages import Event, JobView
 from app.schemas.common import WireModel
 
@@ -77,6 +79,22 @@ class JobCreate(JobOptions):
     dataset_id: str = Field(description="A dataset's id.", examples=["ds_01k0c9v2ytq4v3m5p6r7s8t9wa"])
 
 
+class WarningOut(WireModel):
+    """Something that was accepted and may be a mistake."""
+
+    code: str = Field(description="Stable name.", examples=["confusable_class_names"])
+    message: str = Field(
+        description="A sentence for people; classes are counted from 1.",
+        examples=["Classes 1 and 4 look the same and are written differently."],
+    )
+    param: str | None = Field(description="The field it is about.", examples=["classes"])
+
+    @classmethod
+    def of_classes(cls, classes: Sequence[Mapping[str, Any]]) -> list["WarningOut"]:
+        """The warnings of a stored class list."""
+        return [cls(code=w.code, message=w.message, param="classes") for w in warnings_of_rows(classes)]
+
+
 class StatusTransition(WireModel):
     """One move of a job's status."""
 
@@ -109,6 +127,7 @@ class JobOut(WireModel):
     base_model: str = Field(description="What is adapted.", examples=["ViT-B-16/openai"])
     classes: list[ClassIn] = Field(description="The classes.")
     templates: list[str] = Field(description="The templates in use.", examples=[["a photo of a {}."]])
+    warnings: list[WarningOut] = Field(description="What may be a mistake in the classes.")
     hyperparameters: dict[str, Any] = Field(description="As asked for.", examples=[{"epochs": 20}])
     choices: dict[str, Any] | None = Field(
         description="Every hyper-parameter with its value and the reason for it, once the images were looked at.",
@@ -146,6 +165,7 @@ class JobOut(WireModel):
             base_model=view.base_model,
             classes=[ClassIn(**c) for c in view.classes],
             templates=view.templates,
+            warnings=WarningOut.of_classes(view.classes),
             hyperparameters=dict(view.hyperparameters),
             choices=None if view.choices is None else dict(view.choices),
             seed=view.seed,

@@ -1,10 +1,10 @@
 """Ways through the image towers that open_clip brings, behind one protocol."""
 
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import VisionTransformer
 from torch import nn
 
-from must_core.towers import timm_vit
+from must_core.towers import clip_vit, timm_vit
 from must_core.towers.clip_vit import ClipVit
 from must_core.towers.timm_vit import TimmVit
 from must_core.towers.tower import MaskedFeatures, MaskingSupport, Tower
@@ -14,19 +14,14 @@ __all__ = ["MaskedFeatures", "MaskingSupport", "Tower", "tower_of"]
 
 
 def tower_of(visual: nn.Module) -> Tower:
-    """Choose the way through an image tower; its ``support`` says whether MUST's masked losses apply."""
+    """Choose the way through an image tower; its ``support`` says whether MUST's masked losses apply.
+
+    Nothing is computed, so a tower on the meta device will do.
+    """
     if isinstance(visual, TimmModel):
-        objection = timm_vit.can_mask(visual.trunk)
-        return WholeImages(visual, objection) if objection else TimmVit(visual)
-    if not isinstance(visual, VisionTransformer):
-        return WholeImages(visual, "Not a vision transformer: self-training only.")
-    if visual.attn_pool is not None or visual.pool_type != "tok":
-        return WholeImages(visual, "Pools without a class token, which the alignment needs: self-training only.")
-    blocks = visual.transformer.resblocks
-    if not all(type(b) is ResidualAttentionBlock and type(b.attn) is nn.MultiheadAttention for b in blocks):
-        return WholeImages(
-            visual, "Blocks of an unusual make, which masking has not been tried with: self-training only."
-        )
-    if not isinstance(visual.patch_dropout, nn.Identity):
-        return WholeImages(visual, "Drops patches by itself while it trains: self-training only.")
-    return ClipVit(visual)
+        objection = timm_vit.objection(visual)
+        return WholeImages(visual, objection, width=timm_vit.width_of(visual)) if objection else TimmVit(visual)
+    if isinstance(visual, VisionTransformer):
+        objection = clip_vit.objection(visual)
+        return WholeImages(visual, objection, width=visual.conv1.out_channels) if objection else ClipVit(visual)
+    return WholeImages(visual, "Not a vision transformer: self-training only.", width=0)

@@ -6,19 +6,22 @@ The modules and their weights stay open_clip's; this is another way through them
 - the last block computes only tokens that somebody reads, from keys and values of all: the class token, and masked
   patches in training. That is 10 of a block's 12 products for every token left out.
 
-Shapes: B images, L tokens of an image, N = L - 1 patches, Q tokens that are read of each, M masked patches of the
-batch, W width, H heads, E = W / H, D embedding width.
+Shapes: B images, L tokens of an image, N = L - 1 patches, J hidden patches of an image, Q tokens that are read of each,
+W width, H heads, E = W / H, D embedding width.
 """
 
 import re
 from typing import Any
 
+import torch
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from must_core.masking import PatchMask
 from must_core.towers.activations import quick_gelu
 from must_core.towers.linear import linear
-from must_core.towers.tower import MaskedFeatures, MaskingSupport, hidden_patches
+from must_core.towers.tower import MaskedFeatures, MaskingSupport, patch_objection, taken
 
 _BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.")
 _EMBEDDINGS = ("class_embedding", "positional_embedding", "conv1.", "ln_pre.")
@@ -43,51 +46,71 @@ class ClipVit:
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """See `Tower.features`."""
-        return self._pooled(self._blocks(self._visual._embeds(images_BCHW), None)[:, 0])
+        return self._pooled(self._blocks(self._embedded(self._patches(images_BCHW)), None)[:, 0])
 
-    def masked_features(self, images_BCHW: Tensor, mask_BN: Tensor, mask_token_W: Tensor) -> MaskedFeatures:
+    def masked_features(self, images_BCHW: Tensor, mask: PatchMask, mask_token_W: Tensor) -> MaskedFeatures:
         """See `Tower.masked_features`."""
-        visual = self._visual
-        with hidden_patches(visual.conv1, mask_BN, mask_token_W):
-            tokens_BLW = visual._embeds(images_BCHW)
-        read_BL = F.pad(mask_BN, (1, 0), value=True)
-        read_BQW = self._blocks(tokens_BLW, read_BL)
-        return MaskedFeatures(pooled_BD=self._pooled(read_BQW[:, 0]), patch_MW=read_BQW[:, 1:].flatten(0, 1))
+        patches_BNW = self._patches(images_BCHW)
+        patches_BNW = torch.where(mask.mask_BN[..., None], mask_token_W.to(patches_BNW.dtype), patches_BNW)
+        read_BQ = F.pad(mask.hidden_BJ + 1, (1, 0))  # position 0 is the class token
+        read_BQW = self._blocks(self._embedded(patches_BNW), read_BQ)
+        return MaskedFeatures(pooled_BD=self._pooled(read_BQW[:, 0]), patch_BJW=read_BQW[:, 1:])
 
-    def project(self, patch_MW: Tensor) -> Tensor:
+    def project(self, tokens_BJW: Tensor) -> Tensor:
         """See `Tower.project`."""
-        patch_MD: Tensor = patch_MW @ self._visual.proj
-        return patch_MD
+        projection_WD = self._visual.proj
+        return tokens_BJW if projection_WD is None else tokens_BJW @ projection_WD
+
+    def _patches(self, images_BCHW: Tensor) -> Tensor:
+        patches_BNW: Tensor = self._visual.conv1(images_BCHW).flatten(2).transpose(1, 2)
+        return patches_BNW
+
+    def _embedded(self, patches_BNW: Tensor) -> Tensor:
+        visual = self._visual
+        class_token_B1W = visual.class_embedding.to(patches_BNW.dtype).expand(len(patches_BNW), 1, -1)
+        tokens_BLW = torch.cat([class_token_B1W, patches_BNW], dim=1)
+        normed_BLW: Tensor = visual.ln_pre(tokens_BLW + visual.positional_embedding.to(tokens_BLW.dtype))
+        return normed_BLW
 
     def _pooled(self, token_BW: Tensor) -> Tensor:
-        visual = self._visual
-        pooled_BD: Tensor = visual.ln_post(token_BW)
-        return pooled_BD if visual.proj is None else pooled_BD @ visual.proj
+        return self.project(self._visual.ln_post(token_BW))
 
-    def _blocks(self, tokens_BLW: Tensor, read_BL: Tensor | None) -> Tensor:
-        """All blocks; the last one for the tokens marked in ``read_BL`` (as many in every image), or the class token.
-
-        Returns ``tokens_BQW`` in the order of their positions.
-        """
+    def _blocks(self, tokens_BLW: Tensor, read_BQ: Tensor | None) -> Tensor:
+        """All blocks; the last one for the tokens at positions ``read_BQ``, or the class token. ``tokens_BQW``."""
         *blocks, last = self._visual.transformer.resblocks
         for block in blocks:
             tokens_BLW = _mlp(block, tokens_BLW + block.ls_1(_self_attention(block.attn, block.ln_1(tokens_BLW))))
         normed_BLW = last.ln_1(tokens_BLW)
-        tokens_BQW, normed_BQW = _picked(tokens_BLW, read_BL), _picked(normed_BLW, read_BL)
+        tokens_BQW, normed_BQW = _picked(tokens_BLW, read_BQ), _picked(normed_BLW, read_BQ)
         return _mlp(last, tokens_BQW + last.ls_1(_cross_attention(last.attn, normed_BQW, normed_BLW)))
 
 
-def _picked(tokens_BLW: Tensor, read_BL: Tensor | None) -> Tensor:
-    if read_BL is None:
+def objection(visual: Any) -> str | None:
+    """Why `ClipVit` would not compute what a ``VisionTransformer`` does; None when it would."""
+    if visual.attn_pool is not None or visual.pool_type != "tok":
+        return "Does not pool by its class token, which the alignment needs: self-training only."
+    if not all(_is_plain(block) for block in visual.transformer.resblocks):
+        return "Blocks of an unusual make, which masking has not been tried with: self-training only."
+    if not isinstance(visual.patch_dropout, nn.Identity):
+        return "Drops patches by itself while it trains: self-training only."
+    return patch_objection(visual.conv1, visual.image_size)
+
+
+def _is_plain(block: Any) -> bool:
+    return type(block) is ResidualAttentionBlock and type(block.attn) is nn.MultiheadAttention
+
+
+def _picked(tokens_BLW: Tensor, read_BQ: Tensor | None) -> Tensor:
+    if read_BQ is None:
         # Contiguous: for strided input, torch's choice of product depends on whether the weights want a gradient.
         return tokens_BLW[:, :1].contiguous()
-    return tokens_BLW[read_BL].view(len(tokens_BLW), -1, tokens_BLW.shape[-1])
+    return taken(tokens_BLW, read_BQ)
 
 
 def _mlp(block: Any, tokens_BLW: Tensor) -> Tensor:
     mlp = block.mlp
     hidden = _applied(mlp.c_fc, block.ln_2(tokens_BLW))
-    hidden = quick_gelu(hidden) if type(mlp.gelu).__name__ == "QuickGELU" else mlp.gelu(hidden)
+    hidden = quick_gelu(hidden) if type(mlp.gelu) is QuickGELU else mlp.gelu(hidden)
     added: Tensor = tokens_BLW + block.ls_2(_applied(mlp.c_proj, hidden))
     return added
 

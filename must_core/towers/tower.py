@@ -1,15 +1,14 @@
 """What MUST asks of an image tower, whatever its make.
 
-Shapes: B images, N patches of an image, M masked patches of the batch, W tower width, D embedding width.
+Shapes: B images, N patches of an image, J hidden patches of an image, W tower width, D embedding width.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
+
+from must_core.masking import PatchMask
 
 
 @dataclass(frozen=True)
@@ -21,10 +20,10 @@ class MaskingSupport:
 
 
 class MaskedFeatures(NamedTuple):
-    """A tower's view of masked images; rows of ``patch_MW`` are masked patches, image by image."""
+    """A tower's view of masked images, and of the hidden patches in them."""
 
     pooled_BD: Tensor
-    patch_MW: Tensor
+    patch_BJW: Tensor
 
 
 class Tower(Protocol):
@@ -34,7 +33,7 @@ class Tower(Protocol):
     num_layers: int
     """Blocks with a learning rate of their own; 0 where the whole tower trains at one."""
     width: int
-    """Of the patch tokens; 0 where there are none to mask."""
+    """Of the patch tokens, whether or not they can be masked; 0 where there are none."""
     patch_size: int
     """In pixels; 0 where there are no patches to mask."""
 
@@ -44,27 +43,31 @@ class Tower(Protocol):
     def features(self, images_BCHW: Tensor) -> Tensor:
         """``features_BD``, not normalised."""
 
-    def masked_features(self, images_BCHW: Tensor, mask_BN: Tensor, mask_token_W: Tensor) -> MaskedFeatures:
-        """Features of images some of whose patches are hidden, the same number in each."""
+    def masked_features(self, images_BCHW: Tensor, mask: PatchMask, mask_token_W: Tensor) -> MaskedFeatures:
+        """Features of images some of whose patches are hidden.
 
-    def project(self, patch_MW: Tensor) -> Tensor:
-        """Bring patch tokens to where features are, ``patch_MD``, for the alignment loss."""
+        Hidden patches leave the patch convolution as the mask token, before class token and positions are added (the
+        paper's section 3.2).
+        """
+
+    def project(self, tokens_BJW: Tensor) -> Tensor:
+        """Bring patch tokens to where features are, ``tokens_BJD``, for the alignment loss."""
 
 
-@contextmanager
-def hidden_patches(convolution: nn.Module, mask_BN: Tensor, mask_token_W: Tensor) -> Iterator[None]:
-    """Within the block, masked patches leave the patch convolution as the mask token.
+def taken(tokens_BLW: Tensor, positions_BJ: Tensor) -> Tensor:
+    """The tokens at some positions of each image, ``tokens_BJW``; picking them by a bool mask would wait for a GPU."""
+    return tokens_BLW.gather(1, positions_BJ[..., None].expand(-1, -1, tokens_BLW.shape[-1]))
 
-    This is before class token and positions are added, as in the paper's section 3.2.
-    """
 
-    def hide(_module: nn.Module, _args: object, embeddings_BWRC: Tensor) -> Tensor:
-        hidden = mask_BN.view(len(embeddings_BWRC), 1, *embeddings_BWRC.shape[2:])
-        token = mask_token_W.view(1, -1, 1, 1).to(embeddings_BWRC.dtype)
-        return torch.where(hidden, token, embeddings_BWRC)
-
-    hook = convolution.register_forward_hook(hide)
-    try:
-        yield
-    finally:
-        hook.remove()
+def patch_objection(convolution: nn.Conv2d, image_size: tuple[int, int]) -> str | None:
+    """Why a tower's patches cannot be hidden one by one, and an image rebuilt from them; None when they can."""
+    side = convolution.kernel_size[0]
+    # Dilation spreads a kernel over its neighbours, padding moves all patches; neither shows in kernel and stride.
+    plain = convolution.dilation == (1, 1) and convolution.padding == (0, 0)
+    if convolution.kernel_size != convolution.stride or not plain:
+        return "Patches overlap: self-training only."
+    if convolution.kernel_size != (side, side) or image_size[0] != image_size[1]:
+        return "Patches or images are not square: self-training only."
+    if image_size[0] % side:
+        return f"Patches of {side} pixels do not tile the image of {image_size[0]}: self-training only."
+    return None

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from must_core.masking import PatchMask
 from must_core.towers.tower import MaskedFeatures, MaskingSupport
 
 
@@ -9,11 +10,11 @@ class WholeImages:
     """A `must_core.towers.Tower` that trains by self-training alone; the whole of it at one learning rate."""
 
     num_layers = 0
-    width = 0
     patch_size = 0
 
-    def __init__(self, visual: nn.Module, reason: str) -> None:
+    def __init__(self, visual: nn.Module, reason: str, *, width: int) -> None:
         self._visual = visual
+        self.width = width
         self.support = MaskingSupport(supported=False, reason=reason)
 
     def layer_of(self, _name: str) -> int:
@@ -27,10 +28,10 @@ class WholeImages:
         features_BD: Tensor = features[0] if isinstance(features, tuple) else features
         return features_BD
 
-    def masked_features(self, images_BCHW: Tensor, mask_BN: Tensor, mask_token_W: Tensor) -> MaskedFeatures:
+    def masked_features(self, images_BCHW: Tensor, mask: PatchMask, mask_token_W: Tensor) -> MaskedFeatures:
         """Not possible here: raises `NotImplementedError`."""
         raise NotImplementedError(self.support.reason)
 
-    def project(self, patch_MW: Tensor) -> Tensor:
+    def project(self, tokens_BJW: Tensor) -> Tensor:
         """Not possible here: raises `NotImplementedError`."""
         raise NotImplementedError(self.support.reason)

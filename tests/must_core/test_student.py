@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from must_core.backbone import BaseModel, load_base
 from must_core.errors import UnknownModel, WeightsUnavailable
+from must_core.masking import PatchMask
 from must_core.objective import patchify
 from must_core.prompts import ClassSpec, build_class_weights
 from must_core.student import Student
@@ -40,9 +41,9 @@ def test_zero_shot_logits_are_open_clips(base: BaseModel, student: Student, tmp_
 def test_unmasked_patches_go_the_same_way(student: Student) -> None:
     images_BCHW = torch.randn(3, 3, 16, 16)
     nothing_BN = torch.zeros(3, 16, dtype=torch.bool)
-    output = student(images_BCHW, nothing_BN)
+    output = student(images_BCHW, PatchMask.of(nothing_BN))
     assert torch.allclose(output.logits_BK, student(images_BCHW), atol=1e-5)
-    assert output.predicted_MP.shape == (0, 48)
+    assert output.predicted_BJP.shape == (3, 0, 48)
 
 
 def test_hidden_pixels_do_not_reach_the_student(student: Student) -> None:
@@ -51,9 +52,10 @@ def test_hidden_pixels_do_not_reach_the_student(student: Student) -> None:
     mask_BN[:, 5] = True
     changed = images_BCHW.clone()
     changed[:, :, 4:8, 4:8] += 3.0  # patch 5 is in row 1, column 1
-    before, after = student(images_BCHW, mask_BN), student(changed, mask_BN)
+    mask = PatchMask.of(mask_BN)
+    before, after = student(images_BCHW, mask), student(changed, mask)
     assert torch.equal(before.logits_BK, after.logits_BK)
-    assert torch.equal(before.predicted_MP, after.predicted_MP)
+    assert torch.equal(before.predicted_BJP, after.predicted_BJP)
     assert not torch.allclose(student(images_BCHW), student(changed))
 
 

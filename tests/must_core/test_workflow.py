@@ -1,73 +1,14 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from must_core.__main__ import main
 from must_core.augment import Views
 from must_core.auto import Evidence, choose
 from must_core.backbone import Preprocess, load_base
-from must_core.bundle import load_bundle
-from must_core.config import HYPERPARAMETERS, AdaptConfig, check_hyperparameters
-from must_core.errors import InvalidConfig
-from must_core.presets import PRESETS, preset
-from tests.support.tiny import CLASSES, make_base, make_images
-
-
-def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "must_core", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-
-
-def test_the_command_line_adapts_and_writes_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_images(tmp_path / "images", 24)
-    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
-    arguments = [
-        "adapt", "--images", str(tmp_path / "images"), "--classes", str(tmp_path / "classes.txt"), "--model",
-        make_base(tmp_path / "base"), "--output", str(tmp_path / "run"), "--set", "epochs=2", "--set", "batch_size=8",
-    ]  # fmt: skip
-    done = run_cli(*arguments)
-    assert done.returncode == 0, done.stderr
-    bundle = load_bundle(tmp_path / "run" / "bundle")
-    assert bundle.class_names == tuple(CLASSES)
-    chosen = json.loads((tmp_path / "run" / "hyperparameters.json").read_text())
-    assert chosen["epochs"] == {"value": 2, "reason": "As requested."}
-    assert set(chosen) == set(HYPERPARAMETERS)
-    assert all(choice["reason"] for choice in chosen.values())
-
-    assert main(arguments) == 64
-    assert "name another folder" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("classes", "setting", "code"),
-    [
-        ("cat", "epochs=1", "too_few_classes"),
-        ("cat\ndog", "epochs=0", "out_of_range"),
-        ("cat\ndog", "no_such=1", "unknown_field"),
-        ("cat\ndog", "mask_patch_size=5", "invalid_combination"),
-        ("cat\ndog", "batch_size=1000", "invalid_combination"),
-    ],
-)
-def test_wrong_input_is_told_by_its_code(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: str, setting: str, code: str
-) -> None:
-    make_images(tmp_path / "images", 16)
-    (tmp_path / "classes.txt").write_text(classes)
-    arguments = [
-        "adapt", "--images", str(tmp_path / "images"), "--classes", str(tmp_path / "classes.txt"), "--model",
-        make_base(tmp_path / "base"), "--output", str(tmp_path / "run"), "--set", setting,
-    ]  # fmt: skip
-    assert main(arguments) == 64
-    assert capsys.readouterr().err.startswith(code)
+from must_core.config import AUTO, HYPERPARAMETERS, AdaptConfig, check_hyperparameters
+from must_core.presets import PRESETS
+from tests.support.tiny import make_base
 
 
 def test_a_value_given_always_wins(tmp_path: Path) -> None:
@@ -112,10 +53,15 @@ def test_choices_fit_any_number_of_images(tmp_path: Path, num_images: int) -> No
     assert config.ema_decay_init <= config.ema_decay
 
 
-def test_presets_are_the_papers() -> None:
-    assert len(PRESETS) == 8
-    assert preset("imagenet", patch_size=16) == AdaptConfig()
-    gtsrb = preset("gtsrb", patch_size=14)
-    assert (gtsrb.mask_patch_size, gtsrb.confidence_threshold, gtsrb.ema_warmup_steps) == (56, 0.2, 500)
-    with pytest.raises(InvalidConfig):
-        preset("pets", patch_size=14)
+def test_a_preset_is_the_papers_where_nothing_is_asked_for(tmp_path: Path) -> None:
+    base = load_base(make_base(tmp_path))
+    requested = {"epochs": 3, "horizontal_flip": AUTO, "mask_patch_size": 4}
+    evidence = Evidence(num_images=1000, num_classes=3, flip_disagreement=0.5)
+    config, choices = choose(requested, evidence, base, seed=0, preset=PRESETS["dtd"])
+    papers = PRESETS["dtd"].config(patch_size=4)
+    assert (config.epochs, config.mask_patch_size) == (3, 4)
+    assert config.horizontal_flip is False  # chosen: the user said auto
+    for name in set(HYPERPARAMETERS) - {*requested, "batch_size", "masking"}:
+        assert getattr(config, name) == getattr(papers, name)
+        assert choices[name].reason == "The paper's setting for dtd."
+    assert choices["epochs"].reason == "As requested."

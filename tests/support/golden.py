@@ -15,6 +15,7 @@ from torch import Tensor
 from must_core.adaptation import Adaptation, StepResult
 from must_core.backbone import build_visual
 from must_core.config import AdaptConfig
+from must_core.masking import PatchMask
 from must_core.student import Student
 
 FOLDER = Path(__file__).parent.parent / "must_core" / "golden"
@@ -95,7 +96,7 @@ def replay(case: Case, dtype: torch.dtype, config: AdaptConfig | None = None) ->
         strong = torch.from_numpy(case.arrays[f"step{i:02}/strong"]).to(dtype)
         mask = None
         if case.meta["masked"]:
-            mask = torch.from_numpy(case.arrays[f"step{i:02}/mask"]).bool().flatten(1)
+            mask = PatchMask.of(torch.from_numpy(case.arrays[f"step{i:02}/mask"]).bool().flatten(1))
         results.append(run.step(weak, strong, mask))
     return run, results
 

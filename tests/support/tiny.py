@@ -1,5 +1,6 @@
 """A CLIP small enough to train in a test, as an open_clip folder, and images to train it on."""
 
+import hashlib
 import json
 import random
 from functools import cache
@@ -9,6 +10,7 @@ import open_clip
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
+from torch import nn
 
 CONFIG = {
     "model_cfg": {
@@ -59,3 +61,11 @@ def make_images(folder: Path, num_images: int, *, seed: int = 0) -> list[Path]:
         paths.append(folder / f"{i:04}.png")
         image.save(paths[-1])
     return paths
+
+
+def weights_digest(module: nn.Module) -> str:
+    """sha256 over every entry of the state dict, names included."""
+    total = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        total.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return total.hexdigest()

@@ -66,12 +66,36 @@ JOB_BODIES: list[tuple[str, int, str, str | None]] = [
     ('{"dataset_id": "DS", "classes": ["a", "\\ud800"]}', 422, "invalid_class_name", "classes"),
     ('{"dataset_id": "DS", "classes": ["a", "\\u001b"]}', 422, "invalid_class_name", "classes"),
     ('{"dataset_id": "DS", "classes": ["a", 1]}', 422, "invalid_type", None),
+    ('{"dataset_id": "DS", "classes": ["a", null]}', 422, "invalid_type", None),
+    ('{"dataset_id": "DS", "classes": ["a", ["b"]]}', 422, "invalid_type", None),
+    ('{"dataset_id": "DS", "classes": "ab"}', 422, "invalid_type", "classes"),
+    ('{"dataset_id": "DS", "classes": {"a": "b"}}', 422, "invalid_type", "classes"),
+    ('{"dataset_id": "DS", "classes": ["a", {"name": 1}]}', 422, "invalid_type", None),
+    ('{"dataset_id": "DS", "classes": ["a", {"name": "b", "prompts": "c"}]}', 422, "invalid_type", None),
+    ('{"dataset_id": "DS", "classes": ["a", {"name": "b", "prompts": ["c", 1]}]}', 422, "invalid_type", None),
+    ('{"dataset_id": "DS", "classes": ["a", {"name": "b", "prompts": ["\\u0000"]}]}', 422, "invalid_class_name", None),
+    ('{"dataset_id": "DS", "classes": ["a", ""]}', 422, "invalid_class_name", "classes"),
+    ('{"dataset_id": "DS", "classes": ["a", "\\u200b"]}', 422, "invalid_class_name", "classes"),
+    ('{"dataset_id": "DS", "classes": ["a", "\\ufe0f"]}', 422, "invalid_class_name", "classes"),
+    ('{"dataset_id": "DS", "classes": ["a", "\\u3164"]}', 422, "invalid_class_name", "classes"),
+    ('{"dataset_id": "DS", "classes": ["a", "b\\nc"]}', 422, "invalid_class_name", "classes"),
+    ('{"dataset_id": "DS", "classes": ["a", "b\\u202ec"]}', 422, "invalid_class_name", "classes"),
+    ('{"dataset_id": "DS", "classes": ["a", "' + "word " * 100 + '"]}', 422, "class_name_too_long", "classes"),
+    ('{"dataset_id": "DS", "classes": [' + '"a", ' * 10_000 + '"a"]}', 422, "too_many_classes", "classes"),
     (_job('"seed": "3"'), 422, "invalid_type", "seed"),
     (_job('"seed": 3.0'), 422, "invalid_type", "seed"),
     (_job('"seed": true'), 422, "invalid_type", "seed"),
     (_job('"seed": 9223372036854775808'), 422, "out_of_range", "seed"),
     (_job('"templates": ["x"]'), 422, "template_missing_placeholder", "templates"),
     (_job('"templates": ["{0}"]'), 422, "template_invalid_placeholder", "templates"),
+    (_job('"templates": ["{} {}"]'), 422, "template_invalid_placeholder", "templates"),
+    (_job('"templates": []'), 422, "template_missing_placeholder", "templates"),
+    (_job('"templates": ["\\u0007{}"]'), 422, "invalid_template", "templates"),
+    (_job('"templates": ["\\ud800{}"]'), 422, "invalid_template", "templates"),
+    (_job('"templates": ["{}", 1]'), 422, "invalid_type", None),
+    (_job('"templates": "a {}"'), 422, "invalid_type", "templates"),
+    (_job('"templates": [' + '"{}", ' * 200 + '"{}"]'), 422, "too_many_prompts", "templates"),
+    (_job('"templates": ["' + "word " * 100 + '{}"]'), 422, "prompt_too_long", "templates"),
     (_job('"base_model": "../x"'), 422, "unknown_model", "base_model"),
     (_job('"base_model": "absent"'), 503, "weights_unavailable", None),
     ('{"dataset_id": "ds_nonsense", "classes": ["a", "b"]}', 404, "not_found", None),
@@ -138,6 +162,67 @@ def test_what_was_refused_leaves_nothing_behind(client: TestClient, images: list
     assert told(refused) == (422, "invalid_combination", "batch_size")
     assert client.get("/datasets?limit=100").json()["data"] == before
     assert client.get("/jobs?limit=100").status_code == 200
+
+
+ODD_NAMES = ["{0.__class__}", "%s", "<script>alert(1)</script>", "=HYPERLINK(1)", "naïve", "猫"]
+
+
+def test_odd_class_names_come_back_as_they_were_sent(client: TestClient, dataset_id: str) -> None:
+    job = client.post("/jobs", json={"dataset_id": dataset_id, "classes": ODD_NAMES})
+    assert job.status_code == 202, job.text
+    assert [c["name"] for c in job.json()["classes"]] == ODD_NAMES
+    assert job.json()["warnings"] == []
+    client.post(f"/jobs/{job.json()['id']}/cancel")
+    assert job.headers["content-type"] == "application/json"
+
+
+def test_look_alike_class_names_are_accepted_with_a_warning(client: TestClient, dataset_id: str) -> None:
+    classes = ["cop", "dog", "\u0441\u043e\u0440", {"name": "c\u043ew", "prompts": ["a cow"]}]
+    expected = [
+        {
+            "code": "confusable_class_names",
+            "message": "Classes 1 and 3 look the same and are written differently.",
+            "param": "classes",
+        },
+        {
+            "code": "mixed_script_class_names",
+            "message": "Class 4 mixes Latin, Greek or Cyrillic letters within a word.",
+            "param": "classes",
+        },
+    ]
+    job = client.post("/jobs", json={"dataset_id": dataset_id, "classes": classes})
+    classifier = client.post("/classifiers", json={"classes": classes})
+    assert (job.status_code, classifier.status_code) == (202, 201)
+    assert job.json()["warnings"] == classifier.json()["warnings"] == expected
+    client.post(f"/jobs/{job.json()['id']}/cancel")
+    assert client.get(f"/jobs/{job.json()['id']}").json()["warnings"] == expected
+    assert client.get(f"/classifiers/{classifier.json()['id']}").json()["warnings"] == expected
+    assert client.post("/classifiers", json={"classes": CLASSES}).json()["warnings"] == []
+
+
+@pytest.mark.parametrize("separator", ["\x0b", "\x1c", "\x85", "\u2028"])
+def test_a_class_list_of_lines_ends_lines_at_line_ends_alone(client: TestClient, separator: str) -> None:
+    image = {"images": ("a.png", b"x")}
+    refused = client.post("/classify", data={"classes": f"cat{separator}dog\nbird"}, files=image)
+    assert told(refused) == (422, "invalid_class_name", "classes")
+    accepted = client.post("/classify", data={"classes": "cat\r\n dog\t\r\n\r\nbird"}, files=image)
+    assert accepted.status_code == 200, accepted.text
+
+
+def test_a_class_list_that_is_not_utf8_is_refused(client: TestClient) -> None:
+    form = (
+        b'--x\r\nContent-Disposition: form-data; name="classes"\r\n\r\ncaf\xe9\ndog\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\nx\r\n--x--\r\n'
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert told(client.post("/classify", content=form, headers=headers))[:2] == (400, "invalid_encoding")
+
+
+def test_a_class_list_of_more_than_a_megabyte_is_refused(client: TestClient, dataset_id: str) -> None:
+    long = {"dataset_id": dataset_id, "classes": [f"{i:0200}" for i in range(6000)]}
+    assert told(client.post("/jobs", json=long))[:2] == (413, "payload_too_large")
+    form = {"classes": "\n".join(long["classes"])}
+    assert told(client.post("/classify", data=form, files={"images": ("a.png", b"x")}))[0] == 413
 
 
 def test_a_busy_database_is_said_to_be_so(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""The training library's command line; `must_core.cli.main` has the commands."""

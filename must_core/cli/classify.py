@@ -1,0 +1,56 @@
+"""``must classify``: says what is in images."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from must_core.bundle import load_bundle
+from must_core.cli.told import DONE, SOME_FAILED
+from must_core.data import ImageFiles, find_images
+from must_core.errors import UnreadableImage
+from must_core.parallel import local_device
+
+
+def run(classifier: Path, images: Sequence[Path], *, top_k: int, device: str | None, as_json: bool) -> int:
+    """Print a line an image; one that cannot be read has its error there."""
+    bundle = load_bundle(classifier)
+    model = bundle.classifier.to(device or local_device())
+    transform = bundle.preprocess.transform()
+    console = Console(soft_wrap=True)
+    status = DONE
+    for path in _files(images):
+        answer: dict[str, object] = {"file": str(path)}
+        try:
+            image_CHW = transform(ImageFiles([path]).image(0))
+        except UnreadableImage as e:
+            answer["error"] = e.message
+            status = SOME_FAILED
+        else:
+            with torch.inference_mode():
+                scores_K = model(image_CHW[None].to(model.classifier.device))[0].float().softmax(dim=-1)
+            best = scores_K.topk(min(top_k, len(scores_K)))
+            answer["predictions"] = [
+                {"label": bundle.class_names[k], "score": round(score, 6)}
+                for score, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ]
+        line = json.dumps(answer, ensure_ascii=False) if as_json else _line(answer)
+        console.print(line, markup=False, highlight=False)
+    return status
+
+
+def _files(images: Sequence[Path]) -> Iterator[Path]:
+    for path in images:
+        if path.is_dir():
+            yield from find_images(path)
+        else:
+            yield path
+
+
+def _line(answer: dict[str, object]) -> str:
+    predictions = answer.get("predictions")
+    if not isinstance(predictions, list):
+        return f"{answer['file']}: error: {answer['error']}"
+    return f"{answer['file']}: " + ", ".join(f"{p['label']} {p['score']:.2f}" for p in predictions)

@@ -1,0 +1,63 @@
+"""``must evaluate``: measures a classifier on a folder of images."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from must_core.cli.inputs import Subject, read_labels
+from must_core.cli.told import DONE
+from must_core.data import find_images
+from must_core.errors import InvalidConfig
+from must_core.evaluate import Tally, logits_batches
+from must_core.parallel import local_device
+from must_core.workflow import default_num_workers
+
+_BATCH = 64
+
+
+def run(
+    subject: Subject, folder: Path, labels: str | None, *, device: str | None, num_workers: int | None, as_json: bool
+) -> int:
+    """Print the metrics."""
+    images = find_images(folder)
+    if not images:
+        raise InvalidConfig("There are no images.", code="no_usable_images", param="images")
+    labels_N = None
+    if labels is not None:
+        labels_N = read_labels(labels, images, subject.class_names, root=folder).labels_N
+    batches = logits_batches(
+        subject.classifier,
+        images,
+        subject.preprocess,
+        device=device or local_device(),
+        batch_size=_BATCH,
+        num_workers=default_num_workers() if num_workers is None else num_workers,
+    )
+    tally, start = Tally(), 0
+    console = Console(stderr=True)
+    for logits_BK in track(
+        batches, "evaluating", total=-(-len(images) // _BATCH), console=console, disable=not console.is_terminal,
+        transient=True,
+    ):  # fmt: skip
+        tally.add(logits_BK, None if labels_N is None else labels_N[start : start + len(logits_BK)])
+        start += len(logits_BK)
+    metrics = {"num_images": len(images), **dict(tally.summary()), **dict(tally.accuracy())}
+    if as_json:
+        Console(soft_wrap=True).print_json(json.dumps(metrics))
+        return DONE
+    Console().print(_table(metrics, subject.metric))
+    return DONE
+
+
+def _table(metrics: dict[str, float], headline: str) -> Table:
+    table = Table("metric", "value")
+    table.columns[1].justify = "right"
+    for name, value in metrics.items():
+        text = f"{value:.0f}" if name.startswith("num_") else f"{value:.2f}"
+        if name in {"mean_score", "mean_per_class"} or name.startswith("top1"):
+            text = f"{value:.2%}"
+        table.add_row(name, text, style="bold" if name == headline else None)
+    return table

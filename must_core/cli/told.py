@@ -1,0 +1,27 @@
+"""How a command's errors reach the person who typed it."""
+
+from collections.abc import Callable
+
+from rich.console import Console
+
+from must_core.errors import MustError
+
+DONE = 0
+SOME_FAILED = 1
+STOPPED = 3
+"""Asked to stop; a checkpoint was saved."""
+USAGE = 64
+"""Input that cannot be used, or is not there."""
+
+
+def told(body: Callable[[], int]) -> int:
+    """Run a command; an error that the person can do something about becomes a line on stderr and `USAGE`."""
+    try:
+        return body()
+    except MustError as e:
+        named = f" ({e.param})" if e.param else ""
+        message = f"{e.code}{named}: {e.message}"
+    except OSError as e:
+        message = f"cannot read the input: {e}"
+    Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
+    return USAGE

@@ -1,0 +1,109 @@
+"""A run's folder on disk, made so that whoever opens it a year later knows what it is."""
+
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from must_core import __version__
+from must_core.adapt import CheckpointSaved, Progress
+from must_core.errors import InvalidConfig
+from must_core.files import write_json
+from must_core.workflow import Chosen, Completed, Event, Resumed, RunFolders
+
+_README = """\
+# An adaptation by MUST (masked unsupervised self-training)
+
+| here | what it is |
+|---|---|
+| `request.json` | what was asked for, and with which software |
+| `hyperparameters.json` | every hyper-parameter with the reason for its value |
+| `progress.jsonl` | losses, rates and speed, a line a report |
+| `tensorboard/` | the same as curves: `tensorboard --logdir tensorboard` |
+| `checkpoints/` | the newest two, while the run is not finished: the same command goes on from there |
+| `decoded/` | pixels of the images, while the run is not finished; may be deleted |
+| `bundle/` | the adapted classifier, once the run is finished |
+| `metrics.json` | what changed and, where labels were given, accuracies, once the run is finished |
+
+```sh
+must classify --classifier bundle IMAGE…
+must evaluate --classifier bundle --images FOLDER --labels folders
+must export --classifier bundle --to open_clip --output FOLDER
+```
+"""
+
+
+class RunFolder:
+    """Writes what happens in a run into ``root``; a run that goes on in the same folder adds to it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._writer: SummaryWriter | None = None
+
+    @property
+    def folders(self) -> RunFolders:
+        """Where the run itself writes."""
+        return RunFolders(
+            bundle=self.root / "bundle", checkpoints=self.root / "checkpoints", cache=self.root / "decoded"
+        )
+
+    def start(self, request: Mapping[str, Any]) -> None:
+        """Make the folder and say what it is; raises `InvalidConfig` ``output`` when a finished run lies there."""
+        if self.folders.bundle.exists():
+            raise InvalidConfig(f"{self.folders.bundle} is there already; name another folder.", param="output")
+        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / "README.md").write_text(_README, encoding="utf-8")
+        software = {name: version(name) for name in ("torch", "open_clip_torch", "timm", "pillow")}
+        write_json(
+            self.root / "request.json",
+            {
+                **request,
+                "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "software": {"must_core": __version__, "python": platform.python_version(), **software},
+                "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+                "command": sys.argv,
+            },
+        )
+
+    def record(self, event: Event) -> None:
+        """Keep what an event tells."""
+        match event:
+            case Chosen(choices):
+                write_json(self.root / "hyperparameters.json", {name: asdict(c) for name, c in choices.items()})
+            case Resumed(step):
+                self._curves(purge_step=step)
+            case Progress():
+                self._add(event)
+            case CheckpointSaved():
+                self._curves().flush()
+            case Completed(_, metrics):
+                write_json(self.root / "metrics.json", metrics)
+                for name, value in metrics.items():
+                    self._curves().add_scalar(f"result/{name}", value)
+
+    def close(self) -> None:
+        """Write out what is still in memory."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _add(self, progress: Progress) -> None:
+        curves = self._curves()
+        for name, value in progress.metrics.items():
+            curves.add_scalar(f"training/{name}", value, progress.step)
+        curves.add_scalar("training/images_per_second", progress.images_per_second, progress.step)
+        with (self.root / "progress.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(progress)) + "\n")
+
+    def _curves(self, purge_step: int | None = None) -> SummaryWriter:
+        if self._writer is None:
+            # Points after purge_step were of steps that are now done again.
+            self._writer = SummaryWriter(str(self.root / "tensorboard"), purge_step=purge_step)
+        return self._writer

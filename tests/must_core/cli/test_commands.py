@@ -1,0 +1,224 @@
+"""The command line, as a person types it."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner, Result
+
+from app.cli.main import app as must
+from must_core.bundle import load_bundle
+from must_core.cli.main import app
+from must_core.config import HYPERPARAMETERS
+from tests.support.tiny import CLASSES, make_base, make_images
+
+NUM_IMAGES = 24
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def adapt_arguments(folder: Path) -> list[object]:
+    """Arguments for a short run on images that lie in folders of their classes."""
+    for i, path in enumerate(make_images(folder / "made", NUM_IMAGES)):
+        target = folder / "images" / CLASSES[i % 3] / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    return [
+        "adapt", "--images", folder / "images", "--classes", folder / "classes.txt", "--model",
+        make_base(folder / "base"), "--output", folder / "run", "--set", "epochs=2", "--set", "batch_size=8",
+        "--workers", 0,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images, a base model and a finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    result = invoke(*adapt_arguments(folder), "--labels", "folders", "--preset", "pets", "--set", "mask_patch_size=4")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_the_run_folder_explains_itself(finished: Path) -> None:
+    run = finished / "run"
+    assert load_bundle(run / "bundle").class_names == tuple(CLASSES)
+    listed = {line.split("`")[1].rstrip("/") for line in (run / "README.md").read_text().splitlines() if "| `" in line}
+    there = {path.name for path in run.iterdir()} - {"README.md"}
+    assert there <= listed
+    assert listed - there == {"decoded"}  # gone, now that the run is finished
+
+    request = json.loads((run / "request.json").read_text())
+    assert request["num_images"] == NUM_IMAGES
+    assert request["preset"] == "pets"
+    assert "openai/CLIP" in request["templates_source"]
+    assert request["software"]["torch"]
+    chosen = json.loads((run / "hyperparameters.json").read_text())
+    assert set(chosen) == set(HYPERPARAMETERS)
+    assert chosen["epochs"] == {"value": 2, "reason": "As requested."}
+    assert chosen["learning_rate_per_256"] == {"value": 1e-5, "reason": "The paper's setting for pets."}
+
+
+def test_metrics_are_the_papers_for_student_and_teacher(finished: Path) -> None:
+    metrics = json.loads((finished / "run" / "metrics.json").read_text())
+    for who in ("zero_shot", "student", "teacher"):
+        assert 0 <= metrics[f"{who}_top1_low"] <= metrics[f"{who}_top1"] <= metrics[f"{who}_top1_high"] <= 1
+        assert 0 <= metrics[f"{who}_mean_per_class"] <= 1
+        assert metrics[f"{who}_num_labelled"] == NUM_IMAGES
+
+
+def test_curves_can_be_looked_at(finished: Path) -> None:
+    board = EventAccumulator(str(finished / "run" / "tensorboard"))
+    board.Reload()
+    lines = [json.loads(line) for line in (finished / "run" / "progress.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == lines[-1]["total_steps"] == 6
+    curve = board.Scalars("training/loss")
+    assert [(p.step, pytest.approx(p.value)) for p in curve] == [(x["step"], x["metrics"]["loss"]) for x in lines]
+    assert {"training/learning_rate", "training/images_per_second", "result/teacher_top1"} <= set(
+        board.Tags()["scalars"]
+    )
+
+
+def test_a_finished_run_is_not_written_over(finished: Path) -> None:
+    result = invoke(*adapt_arguments_again(finished))
+    assert result.exit_code == 64
+    assert "name another folder" in result.stderr
+
+
+def adapt_arguments_again(folder: Path) -> list[object]:
+    return [
+        "adapt", "--images", folder / "images", "--classes", folder / "classes.txt", "--model",
+        f"local-dir:{folder / 'base'}", "--output", folder / "run",
+    ]  # fmt: skip
+
+
+def test_evaluate_agrees_with_the_run(finished: Path) -> None:
+    metrics = json.loads((finished / "run" / "metrics.json").read_text())
+    bundle, images = finished / "run" / "bundle", finished / "images"
+    common = ["--images", images, "--labels", "folders", "--workers", 0, "--json"]
+    adapted = invoke("evaluate", "--classifier", bundle, *common)
+    assert adapted.exit_code == 0, adapted.output
+    measured = json.loads(adapted.stdout)
+    assert measured["top1"] == metrics["teacher_top1"]
+    assert measured["mean_per_class"] == metrics["teacher_mean_per_class"]
+    model = ["--model", f"local-dir:{finished / 'base'}", "--classes", finished / "classes.txt", "--preset", "pets"]
+    assert json.loads(invoke("evaluate", *model, *common).stdout)["top1"] == metrics["zero_shot_top1"]
+
+    table = invoke("evaluate", "--classifier", bundle, "--images", images, "--labels", "folders", "--workers", 0)
+    assert f"{measured['top1']:.2%}" in table.stdout
+
+
+def test_labels_from_a_csv_are_the_same_as_from_folders(finished: Path) -> None:
+    bundle, images = finished / "run" / "bundle", finished / "images"
+    with (finished / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["filename", "label"])
+        writer.writerows([str(p.relative_to(images)), p.parent.name] for p in images.rglob("*.png"))
+    common = ["evaluate", "--classifier", bundle, "--images", images, "--workers", 0, "--json", "--labels"]
+    assert invoke(*common, finished / "labels.csv").stdout == invoke(*common, "folders").stdout
+
+
+def test_classify_says_what_is_in_images_and_what_cannot_be_read(finished: Path, tmp_path: Path) -> None:
+    bundle = finished / "run" / "bundle"
+    fine = sorted((finished / "images").rglob("*.png"))[0]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"nothing")
+    result = invoke("classify", "--classifier", bundle, "--top-k", 2, "--json", fine, broken)
+    assert result.exit_code == 1
+    first, second = map(json.loads, result.stdout.splitlines())
+    assert first["file"] == str(fine)
+    assert len(first["predictions"]) == 2
+    assert {p["label"] for p in first["predictions"]} <= set(CLASSES)
+    assert "error" in second
+
+    folder = invoke("classify", "--classifier", bundle, finished / "images")
+    assert folder.exit_code == 0
+    assert len(folder.stdout.splitlines()) == NUM_IMAGES
+
+
+@pytest.mark.parametrize("to", ["open_clip", "onnx"])
+def test_export_makes_a_folder(finished: Path, tmp_path: Path, to: str) -> None:
+    result = invoke("export", "--classifier", finished / "run" / "bundle", "--to", to, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "README.md").is_file()
+    assert (
+        invoke(
+            "export", "--classifier", finished / "run" / "bundle", "--to", to, "--output", tmp_path / "out"
+        ).exit_code
+        == 64
+    )
+
+
+@pytest.mark.parametrize(
+    ("classes", "setting", "code"),
+    [
+        ("cat", "epochs=1", "too_few_classes"),
+        ("cat\ndog", "epochs=0", "out_of_range"),
+        ("cat\ndog", "no_such=1", "unknown_field"),
+        ("cat\ndog", "mask_patch_size=5", "invalid_combination"),
+        ("cat\ndog", "batch_size=1000", "invalid_combination"),
+        ("cat\ndog", "precision=float16", "invalid_value"),
+    ],
+)
+def test_wrong_input_is_told_by_its_code(tmp_path: Path, classes: str, setting: str, code: str) -> None:
+    arguments = adapt_arguments(tmp_path)
+    (tmp_path / "classes.txt").write_text(classes)
+    result = invoke(*arguments, "--set", setting)
+    assert result.exit_code == 64
+    assert result.stderr.startswith(code)
+
+
+def test_an_unknown_preset_is_told_with_those_there_are(tmp_path: Path) -> None:
+    result = invoke(*adapt_arguments(tmp_path), "--preset", "cifar")
+    assert result.exit_code == 64
+    assert "imagenet" in result.stderr
+
+
+def test_models_say_which_and_why() -> None:
+    one = invoke("models", "ViT-B-16")
+    assert "masked training" in one.stdout
+    assert "ViT-B-16/openai" in one.stdout
+    resnet = json.loads(invoke("models", "RN50", "--json").stdout)
+    assert resnet["masked"] is False
+    assert resnet["reason"]
+    assert invoke("models", "no-such").exit_code == 64
+
+
+def test_the_services_command_has_them_too() -> None:
+    help_text = CliRunner().invoke(must, ["--help"]).stdout
+    for command in ("serve", "adapt", "evaluate", "classify", "export", "models", "presets"):
+        assert command in help_text
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    program = "import sys, app.cli.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_it_runs_as_a_module(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "must_core", *map(str, adapt_arguments(tmp_path))]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    assert load_bundle(tmp_path / "run" / "bundle").class_names == tuple(CLASSES)
+
+
+def test_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from must_core import packed  # noqa: PLC0415
+
+    opened: list[object] = []
+    original = packed.PackedImages.image
+
+    def image(self: packed.PackedImages, index: int) -> Image.Image:
+        opened.append(index)
+        return original(self, index)
+
+    monkeypatch.setattr(packed.PackedImages, "image", image)
+    assert invoke(*adapt_arguments(tmp_path)).exit_code == 0
+    assert len(opened) == 2 * NUM_IMAGES

@@ -11,7 +11,6 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from must_core import objective
 from must_core.config import AdaptConfig
 from must_core.ema import TeacherUpdate, decay_at, make_teacher
 from must_core.gradient import BatchGradient, LabelledBatch, autocast
@@ -158,7 +157,7 @@ class Adaptation:
             logits_BK = torch.cat(
                 [self._ask_teacher(part) for part in weak_BCHW.split(self._part_size(len(weak_BCHW)))]
             )
-        score_B, label_B = objective.at_least_float32(logits_BK).softmax(dim=-1).max(dim=-1)
+        score_B, label_B = logits_BK.softmax(dim=-1).max(dim=-1)
         return score_B, label_B
 
     def _learn(self, batch: LabelledBatch, num_confident: Tensor) -> Losses:

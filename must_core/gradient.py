@@ -124,7 +124,6 @@ class BatchGradient:
                 target_BJP = taken(objective.patchify(part.strong_BCHW, self._student.patch_size), part.mask.hidden_BJ)
                 reconstruction = objective.reconstruction(output.predicted_BJP, target_BJP) * fraction
                 alignment = objective.alignment(output.patch_BJD, output.class_token_BD) * fraction
-        logits_BK = objective.at_least_float32(logits_BK)
         fairness, average_K = self._fairness(objective.batch_marginal(logits_BK) * fraction, whole)
         losses = objective.combine(
             self_training=objective.self_training(logits_BK, part.label_B, part.confident_B, whole.num_confident),
@@ -153,7 +152,7 @@ class BatchGradient:
         for part in parts:
             with self._autocast(part.strong_BCHW):
                 logits_BK = self._student.masked_logits(part.strong_BCHW, part.mask)
-            sums.append(objective.batch_marginal(objective.at_least_float32(logits_BK)) * len(part))
+            sums.append(objective.batch_marginal(logits_BK) * len(part))
         return self._ranks.sum(torch.stack(sums).sum(dim=0)) / num_images
 
     def _summed(self, outcomes: Sequence[Losses]) -> Losses:

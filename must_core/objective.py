@@ -26,11 +26,6 @@ class Losses:
     alignment: Tensor
 
 
-def at_least_float32(logits_BK: Tensor) -> Tensor:
-    """Logits in which probabilities can be told apart: those of bfloat16 would have two digits."""
-    return logits_BK.float() if logits_BK.dtype == torch.bfloat16 else logits_BK
-
-
 def self_training(
     logits_BK: Tensor, pseudo_label_B: Tensor, confident_B: Tensor, num_confident: Tensor | None = None
 ) -> Tensor:

@@ -103,6 +103,8 @@ def joined(device: str) -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield SINGLE
         return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)  # or every process would keep some memory of the first GPU
     # Flags and settings travel between CPUs, so that asking never waits for a GPU.
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, timeout=_TIMEOUT)

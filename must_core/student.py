@@ -66,8 +66,8 @@ class Student(nn.Module):
         return 0 if name == "mask_token" else self.num_layers + 1
 
     def features(self, images_BCHW: Tensor) -> Tensor:
-        """Image features of unit length, ``features_BD``."""
-        return F.normalize(self.tower.features(images_BCHW), dim=-1)
+        """Image features of unit length, ``features_BD``, in the precision of the weights."""
+        return self._unit(self.tower.features(images_BCHW))
 
     @overload
     def forward(self, images_BCHW: Tensor) -> Tensor: ...
@@ -80,12 +80,12 @@ class Student(nn.Module):
         if mask is None:
             return self._logits(self.features(images_BCHW))
         masked = self.tower.masked_features(images_BCHW, mask, self.mask_token.flatten())
-        features_BD = F.normalize(masked.pooled_BD, dim=-1)
+        features_BD = self._unit(masked.pooled_BD)
         patch_BJW = self.ln_patch(masked.patch_BJW)
         return MaskedOutput(
             logits_BK=self._logits(features_BD),
             predicted_BJP=self.decoder(patch_BJW),
-            patch_BJD=F.normalize(self.tower.project(patch_BJW), dim=-1),
+            patch_BJD=self._unit(self.tower.project(patch_BJW)),
             class_token_BD=features_BD,
         )
 
@@ -94,7 +94,12 @@ class Student(nn.Module):
         if mask is None:
             return self._logits(self.features(images_BCHW))
         masked = self.tower.masked_features(images_BCHW, mask, self.mask_token.flatten())
-        return self._logits(F.normalize(masked.pooled_BD, dim=-1))
+        return self._logits(self._unit(masked.pooled_BD))
+
+    def _unit(self, vectors_D: Tensor) -> Tensor:
+        return F.normalize(vectors_D.to(self.classifier.dtype), dim=-1)
 
     def _logits(self, features_BD: Tensor) -> Tensor:
-        return self.logit_scale * features_BD @ self.classifier
+        # Not in bfloat16, whatever the tower runs in: of a logit of 25 it knows eighths.
+        with torch.autocast(features_BD.device.type, enabled=False):
+            return self.logit_scale * features_BD @ self.classifier

@@ -5,8 +5,10 @@ Both the command line and the service's trainer run this and differ only in whom
 Shapes: N images, K classes, D embedding width.
 """
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -34,6 +36,8 @@ from must_core.parallel import SINGLE, Ranks, local_device
 from must_core.presets import Preset
 from must_core.prompts import ClassSpec, PromptEnsemble
 from must_core.student import Student
+
+logger = logging.getLogger(__name__)
 
 LOOK_AT_MOST = 1024
 """Images that choices and closing metrics are drawn from; more would cost time and change nothing."""
@@ -141,7 +145,7 @@ def run_adaptation(
 
     yield PhaseStarted("preparing")
     base = load_base(request.base_model)
-    prepared = (yield from _prepared(request, base, device, stop)) if ranks.first else None
+    prepared = (yield from _prepared(request, base, device, workers, stop)) if ranks.first else None
     prepared = ranks.agreed(prepared)
     if prepared is None:
         yield Stopped(0)
@@ -178,7 +182,8 @@ def run_adaptation(
         return
 
     yield PhaseStarted("evaluating")
-    adapted_NK = evaluate.predict(run.teacher, _spread(request.images), base.preprocess, device=device)
+    looked_at = _spread(request.images)
+    adapted_NK = evaluate.predict(run.teacher, looked_at, base.preprocess, device=device, num_workers=workers)
     metrics = compare(prepared.zero_shot_NK, adapted_NK)
     if request.evaluation is not None:
         zero_shot = Student.from_base(base, prepared.class_weights_DK).to(device)
@@ -234,7 +239,7 @@ def run_identity(request: AdaptRequest, config: AdaptConfig) -> dict[str, str]:
 
 
 def _prepared(
-    request: AdaptRequest, base: BaseModel, device: str, stop: Callable[[], bool]
+    request: AdaptRequest, base: BaseModel, device: str, num_workers: int, stop: Callable[[], bool]
 ) -> Generator[Event, None, _Prepared | None]:
     """Class weights, a look at the images, and the choices that follow from it; None when told to stop."""
     ensemble = PromptEnsemble(base, request.classes, request.templates)
@@ -246,7 +251,9 @@ def _prepared(
         raise InvalidConfig("There are no images.", code="no_usable_images", param="images")
     student = Student.from_base(base, ensemble.weights_DK).to(device)
     looked = _Look()
-    for images_BCHW in evaluation_batches(_spread(request.images), base.preprocess, batch_size=64):
+    for images_BCHW in evaluation_batches(
+        _spread(request.images), base.preprocess, batch_size=64, num_workers=num_workers
+    ):
         looked.take(student, images_BCHW.to(device))
         yield PhaseStarted("preparing")
         if stop():
@@ -260,16 +267,32 @@ def _decoded_once(
     paths: Sequence[Path], folders: RunFolders, num_workers: int, ranks: Ranks, stop: Callable[[], bool]
 ) -> Generator[Event, None, Sequence[Path] | PackedImages | None]:
     """The images to train on: packed where there is room, by one process of each host; None when told to stop."""
-    if folders.cache is None or packed_bytes(paths) > folders.cache_at_most_bytes:
+    cache = folders.cache
+    (no_room,) = ranks.any(cache is None or not _has_room(cache, paths, folders.cache_at_most_bytes))
+    if cache is None or no_room:
         return paths
-    stopping = False
+    stopping = disk_full = False
     if ranks.first_of_host:
-        for _ in packing(paths, folders.cache, num_workers=num_workers):
-            yield PhaseStarted("preparing")
-            if stopping := stop():
-                break
-    (stopping,) = ranks.any(stopping)  # the others of the host wait here
-    return None if stopping else PackedImages(folders.cache)
+        try:
+            for _ in packing(paths, cache, num_workers=num_workers):
+                yield PhaseStarted("preparing")
+                if stopping := stop():
+                    break
+        except OSError as e:
+            if e.errno != errno.ENOSPC:
+                raise
+            disk_full = True
+            logger.warning("no room to keep decoded images after all")
+    stopping, disk_full = ranks.any(stopping, disk_full)  # the others of the host wait here
+    if stopping:
+        return None
+    return paths if disk_full else PackedImages(cache)
+
+
+def _has_room(cache: Path, paths: Sequence[Path], at_most_bytes: int) -> bool:
+    """Whether a cache is within the limit and leaves half of the disk's free space."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    return packed_bytes(paths) <= min(at_most_bytes, shutil.disk_usage(cache.parent).free // 2)
 
 
 def _measured(

@@ -66,7 +66,7 @@ def run(options: AdaptOptions) -> int:
 def _adapt(options: AdaptOptions, device: str, ranks: Ranks, stop_requested: Callable[[], bool]) -> int:
     request = _request(options)
     folder = RunFolder(options.output)
-    shown = _Shown(folder)
+    shown = _Shown(folder, drawn=ranks.first)
     if ranks.first:
         folder.start(_described(options, request, ranks))
     events = run_adaptation(
@@ -149,12 +149,12 @@ def _described(options: AdaptOptions, request: AdaptRequest, ranks: Ranks) -> di
 class _Shown:
     """What the person at the terminal sees; a line now and then where there is no terminal."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, *, drawn: bool) -> None:
         self._folder = folder
         self._console = Console(soft_wrap=True)
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal,
+            TimeRemainingColumn(), console=self._console, disable=not (drawn and self._console.is_terminal),
         )  # fmt: skip
         self._task = self.bar.add_task("preparing", total=None, note="")
         self._line_at = time.monotonic()

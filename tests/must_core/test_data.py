@@ -28,7 +28,7 @@ from must_core.data import (
     image_source,
     training_batches,
 )
-from must_core.errors import InvalidConfig, UnreadableImage
+from must_core.errors import UnreadableImage
 from must_core.image_list import ImageList
 from must_core.parallel import Ranks
 from must_core.seeding import ORDER, derive_seed

@@ -1,14 +1,25 @@
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from must_core import adapt as loop
+from must_core import workflow
+from must_core.adaptation import Adaptation
 from must_core.augment import Views
 from must_core.auto import Evidence, choose
 from must_core.backbone import Preprocess, load_base
 from must_core.config import AUTO, HYPERPARAMETERS, AdaptConfig, check_hyperparameters
+from must_core.files import sha256_of
+from must_core.packed import PackedImages
 from must_core.presets import PRESETS
-from tests.support.tiny import make_base
+from must_core.prompts import ClassSpec
+from must_core.workflow import AdaptRequest, Completed, RunFolders, run_adaptation
+from tests.support.tiny import CLASSES, make_base, make_images
 
 
 def test_a_value_given_always_wins(tmp_path: Path) -> None:
@@ -65,3 +76,58 @@ def test_a_preset_is_the_papers_where_nothing_is_asked_for(tmp_path: Path) -> No
         assert getattr(config, name) == getattr(papers, name)
         assert choices[name].reason == "The paper's setting for dtd."
     assert choices["epochs"].reason == "As requested."
+
+
+@pytest.mark.parametrize(("limit", "packed"), [(10**9, True), (100, False)])
+def test_images_are_packed_where_there_is_room(tmp_path: Path, limit: int, packed: bool) -> None:  # noqa: FBT001
+    outcome = run_to_the_end(tmp_path, limit)
+    assert outcome.trained_on_cache is packed
+    assert not outcome.folders.cache.exists()  # type: ignore[union-attr]
+
+
+def test_a_disk_that_fills_up_costs_the_cache_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roomy = run_to_the_end(tmp_path / "roomy", 10**9)
+
+    def full(*_args: object, **_options: object) -> Iterator[int]:
+        yield 1
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(workflow, "packing", full)
+    short = run_to_the_end(tmp_path / "short", 10**9)
+    assert not short.trained_on_cache
+    assert sha256_of(short.folders.bundle / "weights.safetensors") == sha256_of(
+        roomy.folders.bundle / "weights.safetensors"
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    folders: RunFolders
+    trained_on_cache: bool
+
+
+def run_to_the_end(folder: Path, limit: int) -> Outcome:
+    """A short run, and what its training was given."""
+    request = AdaptRequest(
+        base_model=make_base(folder / "base"),
+        classes=tuple(map(ClassSpec, CLASSES)),
+        templates=("{}",),
+        images=make_images(folder / "images", 16),
+        hyperparameters={"epochs": 2, "batch_size": 8},
+    )
+    folders = RunFolders(
+        bundle=folder / "bundle",
+        checkpoints=folder / "checkpoints",
+        cache=folder / "decoded",
+        cache_at_most_bytes=limit,
+    )
+    given: list[object] = []
+
+    def adapt(run: Adaptation, images: object, preprocess: Preprocess, **options: Any) -> Iterator[object]:
+        given.append(images)
+        return loop.adapt(run, images, preprocess, **options)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workflow, "adapt", adapt)
+        assert isinstance(list(run_adaptation(request, folders, num_workers=0))[-1], Completed)
+    return Outcome(folders, isinstance(given[0], PackedImages))

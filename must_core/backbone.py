@@ -123,6 +123,12 @@ class BaseModel:
             return len(tokenizer.tokenizer(text, add_special_tokens=False).input_ids) + 3
         return len(tokenizer.tokenizer(text).input_ids)
 
+    @property
+    def text_fingerprint(self) -> list[float]:
+        """What the text tower makes of a fixed text, a unit vector: tells models of one architecture apart."""
+        fingerprint: list[float] = self.encode_text(["a photo of a thing."])[0].tolist()
+        return fingerprint
+
     def save_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer's files where open_clip looks for them; the one that it brings along has none."""
         if self.model_config["text_cfg"].get("hf_tokenizer_name"):

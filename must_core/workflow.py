@@ -202,6 +202,7 @@ def run_adaptation(
             templates=request.templates,
             provenance={
                 "base_model": base.address,
+                "base_text_fingerprint": base.text_fingerprint,
                 "num_images": len(request.images),
                 "config": config.to_dict(),
                 "steps": run.step_index,

@@ -20,6 +20,9 @@ CONFIG = "open_clip_config.json"
 MODEL = "open_clip_model.safetensors"
 CLASS_WEIGHTS = "class_weights.safetensors"
 
+_TEXT_TOLERANCE = 1e-3
+"""Between unit vectors. Processors differ by some 1e-6, two trainings by far more."""
+
 
 def export_open_clip(bundle: Bundle, base: BaseModel, folder: Path) -> None:
     """Write a folder for ``open_clip.create_model_and_transforms("local-dir:FOLDER")``; it appears whole.
@@ -28,11 +31,13 @@ def export_open_clip(bundle: Bundle, base: BaseModel, folder: Path) -> None:
     text prompts go on working. The trained class head lies beside it as the tensor ``class_weights`` (D x K, columns
     in the order of ``classes.json``, not normalised again), and the README.md shows how to classify with it.
 
-    Raises `InvalidConfig` when the folder exists, or when ``base`` has another image tower than the classifier's.
-    That it is the very model the classifier began as is up to the caller: two models of one architecture look alike.
+    Raises `InvalidConfig` when the folder exists, or when ``base`` is not what the classifier began as.
     """
     if base.visual_config != bundle.manifest["visual"]:
         raise InvalidConfig("The base model has another image tower than the classifier.", param="base_model")
+    recorded = bundle.manifest["provenance"].get("base_text_fingerprint")
+    if recorded is not None and not _alike(recorded, base.text_fingerprint):
+        raise InvalidConfig("The classifier began as another model of this architecture.", param="base_model")
     with new_folder(folder) as staged:
         write_json(
             staged / CONFIG,
@@ -43,6 +48,10 @@ def export_open_clip(bundle: Bundle, base: BaseModel, folder: Path) -> None:
         write_classes(staged, bundle)
         base.save_tokenizer(staged)
         (staged / README).write_text(_README, encoding="utf-8")
+
+
+def _alike(a_D: list[float], b_D: list[float]) -> bool:
+    return len(a_D) == len(b_D) and math.dist(a_D, b_D) < _TEXT_TOLERANCE
 
 
 def _model_tensors(bundle: Bundle, base: BaseModel) -> dict[str, Tensor]:

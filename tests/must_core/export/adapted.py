@@ -107,7 +107,7 @@ def make_adapted(folder: Path, config: dict[str, Any]) -> Adapted:
         preprocess=base.preprocess,
         classes=classes,
         templates=["{}"],
-        provenance={},
+        provenance={"base_text_fingerprint": base.text_fingerprint},
     )
     return Adapted(base, load_bundle(folder / "bundle"))
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from must_core.backbone import LOCAL_DIR, load_base
 from must_core.errors import InvalidConfig
 from must_core.export import export_open_clip
+from must_core.export.open_clip_folder import MODEL
 from tests.must_core.export.adapted import KINDS, Adapted, make_adapted, picture, run_readme
 from tests.support.tiny import CLASSES
 
@@ -113,6 +116,17 @@ def test_a_base_with_another_tower_is_refused(clip: Adapted, tmp_path: Path) -> 
     other = make_adapted(tmp_path / "other", KINDS["gelu"])
     with pytest.raises(InvalidConfig, match="another image tower"):
         export_open_clip(clip.bundle, other.base, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_another_training_of_the_same_model_is_refused(clip: Adapted, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(clip.base.address.removeprefix(LOCAL_DIR), folder)
+    tensors = load_file(folder / MODEL)
+    tensors["token_embedding.weight"] = tensors["token_embedding.weight"].flip(0).contiguous()
+    save_file(tensors, folder / MODEL)
+    with pytest.raises(InvalidConfig, match="another model"):
+        export_open_clip(clip.bundle, load_base(f"{LOCAL_DIR}{folder}"), tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
 
 

@@ -5,7 +5,7 @@ Shapes: B images.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from must_core.adaptation import Adaptation, StepResult
 from must_core.augment import Views
+from must_core.augment_batch import BatchAugment
 from must_core.backbone import Preprocess
 from must_core.checkpoint import Checkpoints
 from must_core.data import ImageSource, training_batches
 from must_core.errors import Diverged
-from must_core.masking import PatchMasker
+from must_core.masking import PatchMask, PatchMasker
 from must_core.seeding import MASKS, derive_seed
 
 
@@ -72,35 +73,13 @@ def adapt(
 
     With several ranks each runs this; the first one saves and its reports count, and a stop asked of any stops all.
     """
-    config, ranks = run.config, run.ranks
-    share = ranks.share_of(config.batch_size)
-    masker = _masker(run, preprocess)
-    device = run.student.classifier.device
-    meter = _Meter(config.batch_size)
+    ranks = run.ranks
+    meter = _Meter(run.config.batch_size)
     saved_at = time.monotonic()
-    batches = training_batches(
-        images,
-        Views(preprocess, config),
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        seed=config.seed,
-        first_step=run.step_index,
-        share=share,
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-    )
-    with closing(batches):
-        for weak_BCHW, strong_BCHW in batches:
-            # Mask: drawn from seed and step, so that a resumed run hides the same patches.
-            mask = None
-            if masker is not None:
-                generator = torch.Generator().manual_seed(derive_seed(MASKS, config.seed, run.step_index))
-                mask = masker.sample(config.batch_size, generator).rows(share).to(device)
-
+    with closing(_inputs(run, images, preprocess, num_workers)) as inputs:
+        for weak_BCHW, strong_BCHW, mask in inputs:
             # Schedule, teacher labels, student loss, backward, step, teacher.
-            meter.add(
-                run.step(weak_BCHW.to(device, non_blocking=True), strong_BCHW.to(device, non_blocking=True), mask)
-            )
+            meter.add(run.step(weak_BCHW, strong_BCHW, mask))
 
             # Report. What depends on a clock is the first rank's to decide.
             finished = run.step_index == run.total_steps
@@ -122,6 +101,41 @@ def adapt(
             if stopping:
                 yield Stopped(run.step_index)
                 return
+
+
+def _inputs(
+    run: Adaptation, images: Sequence[Path] | ImageSource, preprocess: Preprocess, num_workers: int
+) -> Generator[tuple[Tensor, Tensor, PatchMask | None], None, None]:
+    """This rank's share of every step's views and masks, on its device."""
+    config = run.config
+    share = run.ranks.share_of(config.batch_size)
+    device = run.student.classifier.device
+    masker = _masker(run, preprocess)
+    finish = BatchAugment(preprocess, config) if config.augment_on == "device" else None
+    batches = training_batches(
+        images,
+        Views(preprocess, config),
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seed=config.seed,
+        first_step=run.step_index,
+        share=share,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    with closing(batches):
+        for step, views in enumerate(batches, start=run.step_index):
+            weak_BCHW, strong_BCHW = (view_BCHW.to(device, non_blocking=True) for view_BCHW in views)
+            if finish is not None:
+                weak_BCHW, strong_BCHW = finish(
+                    weak_BCHW, strong_BCHW, key=(config.seed, step), share=share, batch_size=config.batch_size
+                )
+            # Mask: drawn from seed and step, so that a resumed run hides the same patches.
+            mask = None
+            if masker is not None:
+                generator = torch.Generator().manual_seed(derive_seed(MASKS, config.seed, step))
+                mask = masker.sample(config.batch_size, generator).rows(share).to(device)
+            yield weak_BCHW, strong_BCHW, mask
 
 
 def _require_finite(run: Adaptation) -> None:

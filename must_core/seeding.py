@@ -2,7 +2,7 @@
 
 import numpy as np
 
-MASKS, ORDER, VIEWS = range(3)
+MASKS, ORDER, VIEWS, STRONG_VIEWS = range(4)
 """What randomness is drawn for; the first part of a key."""
 
 

@@ -20,6 +20,7 @@ from must_core.cli.inputs import choose_templates, find_preset, read_labels
 from must_core.cli.told import DONE, STOPPED
 from must_core.data import find_images
 from must_core.errors import InvalidConfig
+from must_core.lookalikes import class_warnings
 from must_core.parallel import Ranks, joined, local_device
 from must_core.run_folder import RunFolder
 from must_core.workflow import (
@@ -69,6 +70,8 @@ def _adapt(options: AdaptOptions, device: str, ranks: Ranks, stop_requested: Cal
     shown = _Shown(folder, drawn=ranks.first)
     if ranks.first:
         folder.start(_described(options, request, ranks))
+        for warning in class_warnings(request.classes):
+            Console(stderr=True, soft_wrap=True).print(f"warning: {warning.message}", markup=False, highlight=False)
     events = run_adaptation(
         request,
         folder.folders,

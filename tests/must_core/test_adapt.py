@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -232,3 +233,21 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(InvalidConfig) as caught:
         steps_per_epoch(7, 8)
     assert caught.value.param == "batch_size"
+
+
+def test_views_finished_on_the_device_are_resumed_exactly(
+    make_run: Callable[..., Adaptation], base: BaseModel, images: list[Path], tmp_path: Path
+) -> None:
+    config = replace(CONFIG, augment_on="device")
+    straight, halted, resumed, plain = make_run(config), make_run(config), make_run(config), make_run()
+    for run in (straight, plain):
+        for _ in adapt(run, images, base.preprocess, num_workers=1):
+            pass
+    store = Checkpoints(tmp_path, IDENTITY)
+    for _ in adapt(halted, images, base.preprocess, checkpoints=store, stop=lambda: halted.step_index == 4):
+        pass
+    store.resume(resumed)
+    for _ in adapt(resumed, images, base.preprocess):
+        pass
+    assert weights_digest(resumed.student) == weights_digest(straight.student)
+    assert weights_digest(plain.student) != weights_digest(straight.student)

@@ -26,11 +26,11 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from bench.train import Clock, interleaved
-from must_core.augment import Views, rand_augment, seeded
-from must_core.augment_batch import BatchAugment
 from must_core.backbone import Preprocess
 from must_core.config import AdaptConfig
-from must_core.data import ImageFiles, find_images
+from must_core.data.augment import Views, rand_augment, seeded
+from must_core.data.augment_batch import BatchAugment
+from must_core.data.loader import ImageFiles, find_images
 from must_core.seeding import STRONG_VIEWS
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

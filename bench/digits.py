@@ -23,8 +23,8 @@ from examples.digits.splits import read_labels, split
 from must_core.backbone import load_base
 from must_core.bundle import load_bundle
 from must_core.evaluate import accuracy, predict
-from must_core.prompts import ClassSpec, build_class_weights
 from must_core.student import Student
+from must_core.text.prompts import ClassSpec, build_class_weights
 from must_core.workflow import AdaptRequest, Chosen, RunFolders, run_adaptation
 
 BASE_MODEL = f"local-dir:{HERE.parent / 'base_model' / 'tiny-clip'}"

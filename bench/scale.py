@@ -31,13 +31,13 @@ from torch.nn import functional as F
 from bench.digits import BASE_MODEL
 from bench.train import interleaved
 from must_core.adaptation import Adaptation
-from must_core.augment import Views
 from must_core.backbone import Preprocess, load_base
 from must_core.config import AdaptConfig
-from must_core.data import ImageSource, epoch_order, training_batches
-from must_core.image_list import ImageList
+from must_core.data.augment import Views
+from must_core.data.image_list import ImageList
+from must_core.data.loader import ImageSource, epoch_order, training_batches
+from must_core.data.packed import PackedImages, packed_bytes, packing
 from must_core.masking import PatchMasker
-from must_core.packed import PackedImages, packed_bytes, packing
 from must_core.student import Student
 
 NUM_PATHS = 1_300_000

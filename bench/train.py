@@ -33,8 +33,8 @@ from must_core.adaptation import Adaptation
 from must_core.backbone import BaseModel
 from must_core.config import PRECISIONS, AdaptConfig
 from must_core.masking import PatchMask, PatchMasker
-from must_core.prompts import ClassSpec, build_class_weights
 from must_core.student import Student
+from must_core.text.prompts import ClassSpec, build_class_weights
 from must_core.towers.linear import linear
 
 TOTAL_STEPS = 1000

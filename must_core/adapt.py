@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from must_core.adaptation import Adaptation, StepResult
-from must_core.augment import Views
-from must_core.augment_batch import BatchAugment
 from must_core.backbone import Preprocess
 from must_core.checkpoint import Checkpoints
-from must_core.data import ImageSource, training_batches
+from must_core.data.augment import Views
+from must_core.data.augment_batch import BatchAugment
+from must_core.data.loader import ImageSource, training_batches
 from must_core.errors import Diverged
 from must_core.masking import PatchMask, PatchMasker
 from must_core.seeding import MASKS, derive_seed

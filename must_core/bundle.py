@@ -24,8 +24,8 @@ from must_core import __version__
 from must_core.backbone import Preprocess, build_visual
 from must_core.errors import CorruptArtifact
 from must_core.files import publish_folder, sha256_of, write_json
-from must_core.prompts import ClassSpec
 from must_core.student import Student
+from must_core.text.prompts import ClassSpec
 
 MANIFEST = "classifier.json"
 WEIGHTS = "weights.safetensors"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from must_core.backbone import Preprocess
-from must_core.data import ImageSource, evaluation_batches
-from must_core.labels import UNKNOWN
+from must_core.data.labels import UNKNOWN
+from must_core.data.loader import ImageSource, evaluation_batches
 
 _BATCH = 256
 _Z_95 = 1.959963984540054

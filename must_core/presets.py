@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from must_core import templates as clip
 from must_core.config import AdaptConfig
 from must_core.errors import InvalidConfig
+from must_core.text import templates as clip
 
 Metric = Literal["top1", "mean_per_class"]
 """Names of `must_core.evaluate.accuracy`."""

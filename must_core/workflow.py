@@ -27,15 +27,15 @@ from must_core.backbone import BaseModel, load_base
 from must_core.bundle import save_bundle
 from must_core.checkpoint import Checkpoints
 from must_core.config import AdaptConfig
-from must_core.data import evaluation_batches, steps_per_epoch
+from must_core.data.image_list import ImageList
+from must_core.data.labels import Labels
+from must_core.data.loader import evaluation_batches, steps_per_epoch
+from must_core.data.packed import PackedImages, packed_bytes, packing
 from must_core.errors import InvalidConfig
-from must_core.image_list import ImageList
-from must_core.labels import Labels
-from must_core.packed import PackedImages, packed_bytes, packing
 from must_core.parallel import SINGLE, Ranks, local_device
 from must_core.presets import Preset
-from must_core.prompts import ClassSpec, PromptEnsemble
 from must_core.student import Student
+from must_core.text.prompts import ClassSpec, PromptEnsemble
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ import torch
 
 from app.log import configure_logging
 from must_core import adapt as loop
+from must_core.data.image_list import ImageList
 from must_core.errors import InvalidClasses, InvalidConfig, MustError, UnknownModel, UnreadableImage
-from must_core.image_list import ImageList
-from must_core.prompts import ClassSpec
+from must_core.text.prompts import ClassSpec
 from must_core.workflow import AdaptRequest, Chosen, Completed, PhaseStarted, Resumed, RunFolders, run_adaptation
 from worker import protocol
 from worker.child import TrainerLink

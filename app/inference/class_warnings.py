@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from must_core.lookalikes import class_warnings
-from must_core.prompts import ClassSpec
+from must_core.text.lookalikes import class_warnings
+from must_core.text.prompts import ClassSpec
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from must_core.prompts import DEFAULT_TEMPLATES, ClassSpec
+from must_core.text.prompts import DEFAULT_TEMPLATES, ClassSpec
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from must_core.backbone import BaseModel, Preprocess, load_base
 from must_core.bundle import load_bundle, serving_classifier
 from must_core.config import check_hyperparameters
 from must_core.errors import CorruptArtifact, InvalidClasses, InvalidConfig, UnknownModel, WeightsUnavailable
-from must_core.prompts import ClassSpec, build_class_weights, check_classes, check_lengths
 from must_core.student import Student
+from must_core.text.prompts import ClassSpec, build_class_weights, check_classes, check_lengths
 
 logger = structlog.get_logger(__name__)
 

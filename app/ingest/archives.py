@@ -12,7 +12,7 @@ from app.exceptions import UnsupportedMedia
 from app.ingest.tars import walk_tar
 from app.ingest.unpacking import Member, Tally, ambiguous
 from app.ingest.zips import has_end_record, walk_zip
-from must_core.images import sniff as sniff_image
+from must_core.data.images import sniff as sniff_image
 
 _ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x07\x08")
 _GZIP_START = b"\x1f\x8b"

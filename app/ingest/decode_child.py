@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from must_core.images import ImageLimits, ImageRejected, decode_rgb, probe
+from must_core.data.images import ImageLimits, ImageRejected, decode_rgb, probe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from pebble import ProcessExpired, ProcessPool
 from app.exceptions import Unavailable
 from app.ingest import decode_child
 from app.ingest.decode_child import CheckedImage, Pixels
-from must_core.images import ImageLimits, ImageRejected
+from must_core.data.images import ImageLimits, ImageRejected
 
 _log = structlog.get_logger(__name__)
 

@@ -17,8 +17,8 @@ from app.ingest.names import display_name
 from app.ingest.unpacking import ArchiveLimits, Member, Stream, Tally
 from app.ingest.uploads import Upload
 from app.storage import BlobBatch, BlobStore, BlobTooLarge, StagedBlob
-from must_core.images import ImageLimits, ImageRejected
-from must_core.images import sniff as sniff_image
+from must_core.data.images import ImageLimits, ImageRejected
+from must_core.data.images import sniff as sniff_image
 
 _log = structlog.get_logger(__name__)
 

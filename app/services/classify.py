@@ -13,7 +13,7 @@ from app.inference.classes import ClassList
 from app.inference.predictor import Answer, Predictor, Source
 from app.ingest.decoding import DecoderPool
 from app.services.classifiers import ClassifierService
-from must_core.images import ImageRejected
+from must_core.data.images import ImageRejected
 
 _AT_ONCE = 32
 """Images decoded and classified together."""

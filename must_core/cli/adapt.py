@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from must_core import adapt as loop
-from must_core.class_files import read_classes
 from must_core.cli.inputs import choose_templates, find_preset, read_labels
 from must_core.cli.told import DONE, STOPPED
-from must_core.data import find_images
+from must_core.data.loader import find_images
 from must_core.errors import InvalidConfig
-from must_core.lookalikes import class_warnings
 from must_core.parallel import Ranks, joined, local_device
 from must_core.run_folder import RunFolder
+from must_core.text.class_files import read_classes
+from must_core.text.lookalikes import class_warnings
 from must_core.workflow import (
     AdaptRequest,
     Chosen,

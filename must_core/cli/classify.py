@@ -9,7 +9,7 @@ from rich.console import Console
 
 from must_core.bundle import load_bundle
 from must_core.cli.told import DONE, SOME_FAILED
-from must_core.data import ImageFiles, find_images
+from must_core.data.loader import ImageFiles, find_images
 from must_core.errors import UnreadableImage
 from must_core.parallel import local_device
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from must_core.cli.inputs import Subject, read_labels
 from must_core.cli.told import DONE
-from must_core.data import find_images
+from must_core.data.loader import find_images
 from must_core.errors import InvalidConfig
 from must_core.evaluate import Tally, logits_batches
 from must_core.parallel import local_device

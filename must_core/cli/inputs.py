@@ -5,14 +5,14 @@ from pathlib import Path
 
 from must_core.backbone import Preprocess, load_base
 from must_core.bundle import load_bundle, serving_classifier
-from must_core.class_files import read_classes, read_templates
+from must_core.data.image_list import ImageList
+from must_core.data.labels import Labels
 from must_core.errors import InvalidConfig
-from must_core.image_list import ImageList
-from must_core.labels import Labels
 from must_core.parallel import local_device
 from must_core.presets import PRESETS, Preset
-from must_core.prompts import DEFAULT_TEMPLATES, build_class_weights
 from must_core.student import Student
+from must_core.text.class_files import read_classes, read_templates
+from must_core.text.prompts import DEFAULT_TEMPLATES, build_class_weights
 
 FOLDERS = "folders"
 

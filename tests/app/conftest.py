@@ -11,7 +11,7 @@ from app.config import Settings
 from app.database import make_engine, make_sessionmaker
 from app.ingest.decoding import DecoderPool
 from app.tables import Base
-from must_core.images import ImageLimits
+from must_core.data.images import ImageLimits
 
 
 @pytest.fixture(scope="session")

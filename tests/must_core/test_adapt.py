@@ -14,10 +14,10 @@ from must_core.adaptation import Adaptation
 from must_core.backbone import BaseModel, load_base
 from must_core.checkpoint import Checkpoints
 from must_core.config import AdaptConfig
-from must_core.data import steps_per_epoch, training_batches
+from must_core.data.loader import steps_per_epoch, training_batches
 from must_core.errors import Diverged, InvalidConfig, UnreadableImage
-from must_core.prompts import ClassSpec, build_class_weights
 from must_core.student import Student
+from must_core.text.prompts import ClassSpec, build_class_weights
 from tests.support.tiny import CLASSES, make_base, make_images, weights_digest
 
 NUM_IMAGES = 30

@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from must_core.backbone import BaseModel, Preprocess, load_base
 from must_core.bundle import load_bundle, save_bundle
 from must_core.errors import InvalidClasses, UnknownModel, WeightsUnavailable
-from must_core.prompts import ClassSpec, build_class_weights, check_lengths
 from must_core.student import Student
+from must_core.text.prompts import ClassSpec, build_class_weights, check_lengths
 from tests.support.tiny import CLASSES, CONFIG
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "photo", "of", "red", "green", "blue", "thing"]

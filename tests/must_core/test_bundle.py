@@ -7,8 +7,8 @@ import torch
 from must_core.backbone import BaseModel, load_base
 from must_core.bundle import MANIFEST, WEIGHTS, load_bundle, save_bundle
 from must_core.errors import CorruptArtifact
-from must_core.prompts import ClassSpec, build_class_weights
 from must_core.student import Student
+from must_core.text.prompts import ClassSpec, build_class_weights
 from tests.support.tiny import CLASSES, make_base
 
 

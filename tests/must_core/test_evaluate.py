@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from must_core.backbone import BaseModel, load_base
-from must_core.data import find_images
+from must_core.data.loader import find_images
 from must_core.evaluate import Tally, accuracy, evaluate, logits_batches, predict, summary, wilson_interval
-from must_core.prompts import ClassSpec, build_class_weights
 from must_core.student import Student
+from must_core.text.prompts import ClassSpec, build_class_weights
 from tests.support.tiny import CLASSES, make_base, make_images
 
 NUM_IMAGES = 23

@@ -2,13 +2,13 @@ import open_clip.zero_shot_metadata as shipped
 import pytest
 import torch
 
-from must_core import templates
 from must_core.config import AdaptConfig
 from must_core.errors import InvalidClasses, InvalidConfig
 from must_core.evaluate import accuracy
 from must_core.masking import PatchMasker
 from must_core.presets import PRESETS, Column, Preset, preset
-from must_core.prompts import ClassSpec, check_classes
+from must_core.text import templates
+from must_core.text.prompts import ClassSpec, check_classes
 
 CLASSES = [ClassSpec("cat"), ClassSpec("dog")]
 COLUMNS = [

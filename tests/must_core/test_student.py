@@ -9,8 +9,8 @@ from must_core.backbone import BaseModel, load_base
 from must_core.errors import UnknownModel, WeightsUnavailable
 from must_core.masking import PatchMask
 from must_core.objective import patchify
-from must_core.prompts import ClassSpec, build_class_weights
 from must_core.student import Student
+from must_core.text.prompts import ClassSpec, build_class_weights
 from tests.support.tiny import CLASSES, CONFIG, make_base
 
 

@@ -10,14 +10,14 @@ from PIL import Image
 from must_core import adapt as loop
 from must_core import workflow
 from must_core.adaptation import Adaptation
-from must_core.augment import Views
 from must_core.auto import Evidence, choose
 from must_core.backbone import Preprocess, load_base
 from must_core.config import AUTO, HYPERPARAMETERS, AdaptConfig, check_hyperparameters
+from must_core.data.augment import Views
+from must_core.data.packed import PackedImages
 from must_core.files import sha256_of
-from must_core.packed import PackedImages
 from must_core.presets import PRESETS
-from must_core.prompts import ClassSpec
+from must_core.text.prompts import ClassSpec
 from must_core.workflow import AdaptRequest, Completed, RunFolders, run_adaptation
 from tests.support.tiny import CLASSES, make_base, make_images
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from must_core.adapt import Progress
 from must_core.checkpoint import Checkpoints
-from must_core.data import find_images
+from must_core.data.loader import find_images
 from must_core.parallel import joined
-from must_core.prompts import ClassSpec
+from must_core.text.prompts import ClassSpec
 from must_core.workflow import AdaptRequest, PhaseStarted, Resumed, RunFolders, run_adaptation
 from tests.support.tiny import CLASSES
 

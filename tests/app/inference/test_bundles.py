@@ -9,8 +9,8 @@ from app.inference.predictor import BundleSource
 from app.storage import BlobCorrupt, BlobMissing, BlobStore, make_storage
 from must_core.backbone import load_base
 from must_core.bundle import MANIFEST, WEIGHTS, load_bundle, save_bundle
-from must_core.prompts import ClassSpec, build_class_weights
 from must_core.student import Student
+from must_core.text.prompts import ClassSpec, build_class_weights
 from tests.support.tiny import CLASSES, make_base
 
 

@@ -18,7 +18,7 @@ import pytest
 from app.exceptions import Unavailable
 from app.ingest.decode_child import CheckedImage
 from app.ingest.decoding import DecoderPool
-from must_core.images import ImageLimits, ImageRejected, decode_rgb
+from must_core.data.images import ImageLimits, ImageRejected, decode_rgb
 from tests.support.images import many_scans, sound
 
 SLOW = ImageLimits(max_pixels=30_000_000, max_jpeg_scans=10**6)

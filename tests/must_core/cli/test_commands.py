@@ -210,7 +210,7 @@ def test_it_runs_as_a_module(tmp_path: Path) -> None:
 
 
 def test_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from must_core import packed  # noqa: PLC0415
+    from must_core.data import packed  # noqa: PLC0415
 
     opened: list[object] = []
     original = packed.PackedImages.image

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from must_core.backbone import BaseModel, load_base
 from must_core.bundle import Bundle, load_bundle, save_bundle
-from must_core.prompts import ClassSpec, build_class_weights
 from must_core.student import Student
+from must_core.text.prompts import ClassSpec, build_class_weights
 from tests.support.tiny import CLASSES, CONFIG
 
 _TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

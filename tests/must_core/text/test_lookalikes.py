@@ -1,7 +1,7 @@
 import pytest
 
-from must_core.lookalikes import CONFUSABLE, MAX_GROUPS, MIXED_SCRIPTS, class_warnings
-from must_core.prompts import ClassSpec, check_classes
+from must_core.text.lookalikes import CONFUSABLE, MAX_GROUPS, MIXED_SCRIPTS, class_warnings
+from must_core.text.prompts import ClassSpec, check_classes
 
 CYRILLIC_COP = "\u0441\u043e\u0440"
 GREEK_TAXI = "\u03a4\u0391\u03a7\u0399"

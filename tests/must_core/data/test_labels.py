@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from must_core.data import find_images
+from must_core.data.image_list import ImageList
+from must_core.data.labels import Labels
+from must_core.data.loader import find_images
 from must_core.errors import InvalidConfig
-from must_core.image_list import ImageList
-from must_core.labels import Labels
 
 NAMES = ["apple pie", "Baklava", "ramen"]
 
@@ -129,7 +129,7 @@ def test_a_csv_for_more_images_than_these_may_be_used_on_purpose(tmp_path: Path)
 
 
 def test_equal_hashes_are_told_apart_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("must_core.labels.hash", lambda _name: 7, raising=False)
+    monkeypatch.setattr("must_core.data.labels.hash", lambda _name: 7, raising=False)
     paths = tree(tmp_path / "images", "a.jpg", "b.jpg", "c.jpg")
     file = csv_of(tmp_path, "filename,label\nc.jpg,2\na.jpg,0\n")
     assert Labels.from_csv(file, paths, NAMES, root=tmp_path / "images").labels_N.tolist() == [0, -1, 2]

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from must_core import data
-from must_core.augment import Views
 from must_core.backbone import Preprocess
 from must_core.config import AdaptConfig
-from must_core.data import (
+from must_core.data import loader
+from must_core.data.augment import Views
+from must_core.data.image_list import ImageList
+from must_core.data.loader import (
     ImageFiles,
     ImageSource,
     epoch_order,
@@ -29,7 +30,6 @@ from must_core.data import (
     training_batches,
 )
 from must_core.errors import UnreadableImage
-from must_core.image_list import ImageList
 from must_core.parallel import Ranks
 from must_core.seeding import ORDER, derive_seed
 from tests.support.tiny import make_images
@@ -186,7 +186,7 @@ def load(connection: Connection, changes: dict[str, object]) -> None:
     """The body of a program in a process group of its own: starts to load, waits to be told, loads on and fails."""
     os.setsid()
     for name, value in changes.items():
-        setattr(data, name, value)
+        setattr(loader, name, value)
     torch.set_num_threads(3)  # gives its loader processes threads that PyTorch starts before we have a say
     heard: list[int] = []
     try:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from must_core.images import (
+from must_core.data.images import (
     FIRST_FRAME_ONLY,
     ICC_PROFILE_IGNORED,
     DecodedImage,
@@ -180,6 +180,6 @@ def test_garbage_is_rejected_and_nothing_else_is_raised(data: bytes, kind: str, 
 
 
 def test_needs_neither_torch_nor_numpy() -> None:
-    code = "import sys, must_core.images as m; print(sorted({'torch', 'numpy', 'fastapi'} & set(sys.modules)))"
+    code = "import sys, must_core.data.images as m; print(sorted({'torch', 'numpy', 'fastapi'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -6,7 +6,7 @@ import torch
 
 from must_core.backbone import BaseModel, load_base
 from must_core.errors import InvalidClasses
-from must_core.prompts import (
+from must_core.text.prompts import (
     MAX_PROMPTS,
     ClassSpec,
     PromptEnsemble,

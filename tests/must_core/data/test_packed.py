@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from must_core import packed
-from must_core.augment import Views
 from must_core.backbone import Preprocess
 from must_core.config import AdaptConfig
-from must_core.data import ImageSource, evaluation_batches, training_batches
+from must_core.data import packed
+from must_core.data.augment import Views
+from must_core.data.image_list import ImageList
+from must_core.data.images import decode_rgb
+from must_core.data.loader import ImageSource, evaluation_batches, training_batches
+from must_core.data.packed import INDEX, MANIFEST, PIXELS, PackedImages, pack, packed_bytes, packing
 from must_core.errors import CorruptArtifact, InvalidConfig, UnreadableImage
-from must_core.image_list import ImageList
-from must_core.images import decode_rgb
-from must_core.packed import INDEX, MANIFEST, PIXELS, PackedImages, pack, packed_bytes, packing
 from tests.support.images import encoded, many_scans, sound
 from tests.support.tiny import make_images
 

@@ -25,11 +25,11 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from must_core.data import ImageFiles, ImageSource, loaded, printable_name, readable
+from must_core.data.image_list import ImageList
+from must_core.data.images import ImageLimits, ImageRejected, probe
+from must_core.data.loader import ImageFiles, ImageSource, loaded, printable_name, readable
 from must_core.errors import CorruptArtifact, InvalidConfig, UnreadableImage
 from must_core.files import publish_folder, write_json
-from must_core.image_list import ImageList
-from must_core.images import ImageLimits, ImageRejected, probe
 
 MANIFEST = "manifest.json"
 INDEX = "index.npy"
@@ -44,7 +44,7 @@ _NO_LIMITS = ImageLimits(max_pixels=1 << 64, max_aspect=math.inf, min_side=0, ma
 
 
 class PackedImages:
-    """The `must_core.data.ImageSource` that reads a cache. Pickles as the name of its folder.
+    """The `must_core.data.loader.ImageSource` that reads a cache. Pickles as the name of its folder.
 
     Opening verifies manifest, index and file size and raises `CorruptArtifact` where they do not agree; the pixels
     themselves are not read.
@@ -81,7 +81,7 @@ class PackedImages:
         return len(self._index)
 
     def image(self, index: int) -> Image.Image:
-        """The pixels that `must_core.images.decode_rgb` gives for this image, shrunk if packing was told to."""
+        """The pixels that `must_core.data.images.decode_rgb` gives for this image, shrunk if packing was told to."""
         offset, width, height = self._index[index].item()
         pixels = memoryview(self._pixels)[offset : offset + 3 * width * height]
         return Image.frombytes("RGB", (width, height), pixels)

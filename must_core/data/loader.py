@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from must_core.augment import Views
 from must_core.backbone import Preprocess
+from must_core.data.augment import Views
+from must_core.data.image_list import ImageList
+from must_core.data.images import ImageRejected, decode_rgb
 from must_core.errors import InvalidConfig, UnreadableImage
-from must_core.image_list import ImageList
-from must_core.images import ImageRejected, decode_rgb
 from must_core.seeding import ORDER, derive_seed
 
 T = TypeVar("T")

@@ -5,8 +5,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from must_core.characters import folded, without_invisible
-from must_core.prompts import ClassSpec
+from must_core.text.characters import folded, without_invisible
+from must_core.text.prompts import ClassSpec
 
 CONFUSABLE = "confusable_class_names"
 MIXED_SCRIPTS = "mixed_script_class_names"

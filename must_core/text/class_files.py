@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from must_core.errors import InvalidClasses
-from must_core.prompts import ClassSpec
+from must_core.text.prompts import ClassSpec
 
 MAX_BYTES = 256 * 1024**2
 """Two million prompts take less; a file above this is no class list."""
@@ -21,7 +21,7 @@ def read_classes(path: Path) -> tuple[ClassSpec, ...]:
 
     Raises `InvalidClasses` ``invalid_encoding``, ``malformed_json``, ``invalid_type``, ``unknown_field`` or
     ``too_many_classes`` (a file beyond `MAX_BYTES`), and `OSError`. The names themselves are not checked
-    (`must_core.prompts.check_classes` does).
+    (`must_core.text.prompts.check_classes` does).
     """
     return tuple(map(ClassSpec.from_json, _items(path, param="classes", too_long="too_many_classes")))
 

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
-from must_core.augment import Views, rand_augment
 from must_core.backbone import Preprocess
 from must_core.config import AdaptConfig
+from must_core.data.augment import Views, rand_augment
 
 PREPROCESS = Preprocess(32, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "bicubic", "shortest", 0)
 

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL.Image import Resampling
 from torch import Tensor
 
-from must_core.augment import rand_augment, seeded
 from must_core.backbone import Preprocess
 from must_core.config import AdaptConfig
+from must_core.data.augment import rand_augment, seeded
 from must_core.errors import InvalidConfig
 from must_core.seeding import STRONG_VIEWS
 
@@ -47,7 +47,7 @@ class Recipe:
 
 
 class BatchAugment:
-    """Finishes the uint8 views that `must_core.augment.Views` makes with ``augment_on="device"``.
+    """Finishes the uint8 views that `must_core.data.augment.Views` makes with ``augment_on="device"``.
 
     Raises `InvalidConfig` for a policy with an operation that is not known here.
     """

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from must_core.backbone import BaseModel
-from must_core.characters import folded, is_readable
 from must_core.errors import InvalidClasses
+from must_core.text.characters import folded, is_readable
 
 DEFAULT_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}.",

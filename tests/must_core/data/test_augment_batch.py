@@ -23,11 +23,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import functional as TF
 
-from must_core import augment_batch
-from must_core.augment import Views, rand_augment, seeded
-from must_core.augment_batch import BatchAugment, Operation, Recipe, augmented
 from must_core.backbone import Preprocess
 from must_core.config import AdaptConfig
+from must_core.data import augment_batch
+from must_core.data.augment import Views, rand_augment, seeded
+from must_core.data.augment_batch import BatchAugment, Operation, Recipe, augmented
 from must_core.errors import InvalidConfig
 from must_core.seeding import STRONG_VIEWS
 

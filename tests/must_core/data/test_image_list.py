@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from must_core.image_list import ImageList
+from must_core.data.image_list import ImageList
 
 PATHS = [
     Path("b/2.jpg"), Path("b/1.jpg"), Path("a/c/1.png"), Path("plain.webp"), Path("/top.jpg"), Path("/x/y/1.jpg"),
@@ -21,7 +21,7 @@ PROMISED_MB = 300
 MEASURE = """
 import sys
 from pathlib import Path
-from must_core.image_list import ImageList
+from must_core.data.image_list import ImageList
 
 def resident_kb(field):
     with open("/proc/self/status") as status:
@@ -173,7 +173,7 @@ def test_digest_tells_folders_apart(tmp_path: Path) -> None:
 
 
 def test_more_folders_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("must_core.image_list._FOLDERS_REMEMBERED", 3)
+    monkeypatch.setattr("must_core.data.image_list._FOLDERS_REMEMBERED", 3)
     paths = [Path(f"{i % 7}/{i}.jpg") for i in range(50)]
     assert list(ImageList.of(paths)) == paths
 

@@ -44,7 +44,7 @@ class Views:
     """Makes ``(weak_CHW, strong_CHW)`` from one RGB image.
 
     With ``augment_on="loader"`` both are float32, normalised and ready. With ``"device"`` both are the same crops as
-    uint8 pixels, and what is left to do is `must_core.augment_batch.BatchAugment`'s. The crops are then resized by
+    uint8 pixels, and what is left to do is `must_core.data.augment_batch.BatchAugment`'s. The crops are then resized by
     torch instead of Pillow, which is several times as fast; about 2 % of the values are a level off, none more than 2
     (``python -m bench.augment`` measures both).
     """

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from must_core.characters import folded
 from must_core.errors import InvalidConfig
+from must_core.text.characters import folded
 
 UNKNOWN = -1
 """The label of an image that has none."""

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from must_core import class_files
-from must_core.class_files import read_classes, read_templates
 from must_core.errors import InvalidClasses
-from must_core.prompts import ClassSpec, check_classes
+from must_core.text import class_files
+from must_core.text.class_files import read_classes, read_templates
+from must_core.text.prompts import ClassSpec, check_classes
 
 
 def written(folder: Path, name: str, content: bytes | str) -> Path:

@@ -1,0 +1,1 @@
+"""Class names and prompts, from files to class weights."""

@@ -18,33 +18,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from bench.train import Clock, interleaved
+from bench.measuring import CLIP_MEAN, CLIP_STD, Clock, interleaved, make_photos
 from must_core.backbone import Preprocess
 from must_core.config import AdaptConfig
 from must_core.data.augment import Views, rand_augment, seeded
 from must_core.data.augment_batch import BatchAugment
-from must_core.data.loader import ImageFiles, find_images
+from must_core.data.loader import ImageFiles
 from must_core.seeding import STRONG_VIEWS
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Those of OpenAI's CLIP."""
-
 LOADER, DEVICE = AdaptConfig(augment_on="loader"), AdaptConfig(augment_on="device")
-
-
-def photo(seed: int, width: int, height: int) -> Image.Image:
-    """Smooth colours and a little noise."""
-    generator = np.random.default_rng(seed)
-    colours = generator.integers(0, 256, (max(2, height // 25), max(2, width // 25), 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
-    return Image.fromarray((smooth + generator.integers(-12, 13, smooth.shape)).clip(0, 255).astype(np.uint8))
 
 
 def timed(work: Callable[[], Any], clock: Clock) -> float:
@@ -121,7 +109,7 @@ def print_distances(preprocess: Preprocess, source: ImageFiles, num_views: int, 
 
 def as_bytes(normalised_BCHW: Tensor) -> Tensor:
     """What was normalised."""
-    mean_C11, std_C11 = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    mean_C11, std_C11 = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
     return (normalised_BCHW * std_C11 + mean_C11).mul(255).round().to(torch.uint8)
 
 
@@ -165,16 +153,14 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     a = parser.parse_args()
-    preprocess = Preprocess(a.image_size, MEAN, STD, "bicubic", "shortest", 0)
+    preprocess = Preprocess(a.image_size, CLIP_MEAN, CLIP_STD, "bicubic", "shortest", 0)
     print(
         f"{a.images} photos of {a.width}x{a.height}, views of {a.image_size} pixels, {a.device}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__} "
         f"({torch.backends.cpu.get_cpu_capability()}), Pillow {PIL.__version__}"
     )
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(a.images):
-            photo(i, a.width, a.height).save(Path(folder, f"{i:04}.jpg"), quality=90)
-        source = ImageFiles(find_images(Path(folder)))
+        source = ImageFiles(make_photos(Path(folder) / "photos", a.images, (a.width, a.height)))
         compare_loaders(preprocess, source, a.pairs)
         time_batch(preprocess, source, a.batch_size, a.device, a.pairs)
         print_distances(preprocess, source, a.views, a.device)

@@ -23,13 +23,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
 from bench.digits import BASE_MODEL
-from bench.train import interleaved
+from bench.measuring import interleaved, make_photos
 from must_core.adaptation import Adaptation
 from must_core.backbone import Preprocess, load_base
 from must_core.config import AdaptConfig
@@ -160,20 +159,6 @@ def print_columns(columns: dict[str, dict[str, float]]) -> None:
     print(f"{'':42}" + "".join(f"{name:>14}" for name in columns))
     for figure in next(iter(columns.values())):
         print(f"{figure:42}" + "".join(f"{column[figure]:14,.1f}" for column in columns.values()), flush=True)
-
-
-def make_photos(folder: Path, num_images: int, size: tuple[int, int]) -> ImageList:
-    """JPEG files of smooth noise, no two alike."""
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for i in range(num_images):
-        coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
-            size, Image.Resampling.BICUBIC
-        )
-        grain = generator.normal(0, 6, (size[1], size[0], 1))
-        pixels = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:06}.jpg", quality=90)
-    return ImageList.below(folder)
 
 
 def images_per_second(images: ImageSource | Sequence[Path], image_size: int, num_workers: int) -> float:

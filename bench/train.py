@@ -3,7 +3,8 @@
 Both steps run in one process from the same weights on the same views, in interleaved pairs, so that a noisy machine is
 noisy for both; a ratio is the median over pairs. Weights are random (shapes decide the speed), accuracy is
 `bench.digits`' business. The share of the limit is the step's own arithmetic over its time, against the fastest of a
-few matrix products of the tower's shapes in the same run. Peak memory is of a process of its own for each.
+few matrix products of the tower's shapes in the same run. Peak memory is of a process of its own for each. Last comes
+our whole loop with data, from photos in a packed cache.
 
 ``--sweep`` prints our step's time over batch, classes and image size as a table and, with ``--plot FILE``, a picture.
 """
@@ -13,12 +14,11 @@ import math
 import statistics
 import subprocess
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.measuring import CLIP_MEAN, CLIP_STD, Clock, interleaved, make_photos
 from bench.plain import PlainAdaptation, plain_class_weights
+from must_core.adapt import Progress, adapt
 from must_core.adaptation import Adaptation
-from must_core.backbone import BaseModel
+from must_core.backbone import BaseModel, Preprocess
 from must_core.config import PRECISIONS, AdaptConfig
+from must_core.data.packed import pack
 from must_core.masking import PatchMask, PatchMasker
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec, build_class_weights
 from must_core.towers.linear import linear
+from must_core.workflow import default_num_workers
 
 TOTAL_STEPS = 1000
 PROMPTS = ("a photo of a {}.", "a blurry photo of the {}.", "a {} in the wild.", "itap of my {}.", "a drawing of a {}.")
@@ -50,11 +54,18 @@ class Setting:
     num_classes: int
     image_size: int
     precision: str
+    compiled: bool
     device: str
 
     def config(self) -> AdaptConfig:
         """The paper's ImageNet setting at this batch; τ such that random weights have confident samples."""
-        return AdaptConfig(batch_size=self.batch_size, precision=self.precision, confidence_threshold=0.01)
+        return AdaptConfig(
+            batch_size=self.batch_size,
+            precision=self.precision,
+            compiled=self.compiled,
+            augment_on="loader" if self.device == "cpu" else "device",
+            confidence_threshold=0.01,
+        )
 
     def student(self) -> Student:
         """A tower of the model's shape with random weights and class weights."""
@@ -89,39 +100,6 @@ def plain(setting: Setting, student: Student) -> PlainAdaptation:
     return PlainAdaptation(student, setting.config(), total_steps=TOTAL_STEPS)
 
 
-class Clock:
-    """Seconds by phase, summed over a step; waits for the device, if it is one that runs ahead."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def now(self) -> float:
-        if self._device != "cpu":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    @contextmanager
-    def measuring(self, phase: str) -> Iterator[None]:
-        start = self.now()
-        yield
-        self.seconds[phase] += self.now() - start
-
-    def wrap(self, owner: Any, name: str, phase: str) -> None:
-        """Let calls of a method count as a phase from now on."""
-        method = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.measuring(phase):
-                return method(*args, **kwargs)
-
-        setattr(owner, name, timed)
-
-    def take(self) -> dict[str, float]:
-        seconds, self.seconds = dict(self.seconds), defaultdict(float)
-        return seconds
-
-
 def measured_step(run: Any, inputs: tuple[Tensor, Tensor, PatchMask], clock: Clock) -> dict[str, float]:
     with clock.measuring("whole step"):
         run.step(*inputs)
@@ -138,18 +116,6 @@ def watch_phases(mine: Adaptation, theirs: PlainAdaptation, clock: Clock) -> Non
     clock.wrap(theirs, "losses", "student forward")
     clock.wrap(theirs.optimizer, "step", "optimizer")
     clock.wrap(theirs, "update_teacher", "teacher update")
-
-
-def interleaved(first: Callable[[], Any], second: Callable[[], Any], num_pairs: int) -> list[tuple[Any, Any]]:
-    """Results of both, one after the other, first and second changing places from pair to pair."""
-    pairs = []
-    for i in range(num_pairs):
-        if i % 2:
-            b, a = second(), first()
-        else:
-            a, b = first(), second()
-        pairs.append((a, b))
-    return pairs
 
 
 def matmul_peak(setting: Setting, clock: Clock) -> float:
@@ -203,6 +169,7 @@ def _flags(setting: Setting) -> list[str]:
         f"--classes={setting.num_classes}",
         f"--image-size={setting.image_size}",
         f"--precision={setting.precision}",
+        *(["--compiled"] if setting.compiled else []),
         f"--device={setting.device}",
     ]
 
@@ -306,6 +273,26 @@ def compare_class_heads(setting: Setting, num_pairs: int) -> None:
     print(f"class weights differ by {difference:.1e}")
 
 
+def with_data(setting: Setting, num_steps: int) -> None:
+    """Our loop as it is run, from a packed cache of photos, against the same step on views that are there already."""
+    clock = Clock(setting.device)
+    run, inputs = ours(setting, setting.student()), setting.inputs()
+    run.step(*inputs)
+    alone_s = statistics.median(measured_step(run, inputs, clock)["whole step"] for _ in range(num_steps))
+    preprocess = Preprocess(setting.image_size, CLIP_MEAN, CLIP_STD, "bicubic", "shortest", 0)
+    with tempfile.TemporaryDirectory() as scratch:
+        photos = make_photos(Path(scratch) / "photos", max(256, setting.batch_size), (500, 375))
+        images = pack(photos, Path(scratch) / "decoded", num_workers=default_num_workers())
+        reports = adapt(run, images, preprocess, report_interval_s=0, num_workers=default_num_workers())
+        rates = [report.images_per_second for report in islice(reports, num_steps + 2) if isinstance(report, Progress)]
+        reports.close()
+    rate = statistics.median(rates[2:])  # the first ones wait for the loader to start
+    print(
+        f"with data from a packed cache, views finished on the {run.config.augment_on}, {default_num_workers()} loader "
+        f"processes: {rate:.1f} images/s, {rate * alone_s / setting.batch_size:.0%} of the step alone"
+    )
+
+
 def sweep(setting: Setting, plot: str | None) -> None:
     """Our step over batch, classes and image size, the others as given."""
     clock = Clock(setting.device)
@@ -349,14 +336,15 @@ def main() -> int:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--baseline-precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--compiled", action="store_true", help="ours by torch.compile; the plain step stays eager")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--skip", action="append", default=[], choices=["steps", "memory", "head"])
+    parser.add_argument("--skip", action="append", default=[], choices=["steps", "memory", "head", "data"])
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--plot", metavar="FILE")
     parser.add_argument("--peak-of", choices=["ours", "plain"], help=argparse.SUPPRESS)
     a = parser.parse_args()
-    setting = Setting(a.model, a.batch_size, a.classes, a.image_size, a.precision, a.device)
+    setting = Setting(a.model, a.batch_size, a.classes, a.image_size, a.precision, a.compiled, a.device)
     if a.peak_of:
         print_own_peak(a.peak_of, setting)
         return 0
@@ -375,6 +363,8 @@ def main() -> int:
         print(f"peak memory: plain {theirs / 2**30:.2f} GiB, ours {mine / 2**30:.2f} GiB, {mine / theirs:.2f} of it")
     if "head" not in a.skip:
         compare_class_heads(setting, a.pairs)
+    if "data" not in a.skip:
+        with_data(setting, a.pairs)
     return 0
 
 

@@ -5,7 +5,7 @@ Shapes: B images.
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ def adapt(
     report_interval_s: float = 0.5,
     stop: Callable[[], bool] = lambda: False,
     num_workers: int = 0,
-) -> Iterator[Report]:
+) -> Generator[Report, None, None]:
     """Train to the end of the last epoch, from wherever ``run`` is.
 
     ``stop`` is asked after each step; when it says yes, a checkpoint is saved and `Stopped` is the last report.

@@ -99,10 +99,14 @@ SINGLE = Ranks()
 
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """Within the block, this process is one of those that torchrun started; `SINGLE` when it started none or one."""
+    """Within the block, this process is one of those that torchrun started; `SINGLE` when it started none or one.
+
+    Raises `InvalidConfig` where torchrun could not restart them.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield SINGLE
         return
+    _require_restarts_that_work(os.environ)
     if device.startswith("cuda"):
         torch.cuda.set_device(device)  # or every process would keep some memory of the first GPU
     # Flags and settings travel between CPUs, so that asking never waits for a GPU.
@@ -115,6 +119,22 @@ def joined(device: str) -> Iterator[Ranks]:
         # group's own Python object does it with the interpreter locked, which those threads may be waiting for.
         gc.collect()
         dist.destroy_process_group()
+
+
+def _require_restarts_that_work(environment: Mapping[str, str]) -> None:
+    """torchrun shares one store among all lives of the ranks, and a restarted one finds its peers' old addresses there.
+
+    They are refused, or belong to somebody else by then and are waited for without end. torchrun's own switch gives
+    every life a store of its own.
+    """
+    restarts = int(environment.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if restarts and environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise InvalidConfig(
+            "For torchrun's restarts, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment and use --standalone "
+            "or --rdzv-backend=c10d.",
+            code="unsafe_restarts",
+            param="max_restarts",
+        )
 
 
 def local_device() -> str:

@@ -9,7 +9,7 @@ import torch
 
 from must_core import gradient
 from must_core.errors import InvalidConfig
-from must_core.parallel import SINGLE, Ranks
+from must_core.parallel import SINGLE, Ranks, joined
 from tests.support import torchrun
 from tests.support.runs import STEPS, history, make_run, train
 from tests.support.service import free_port
@@ -106,3 +106,24 @@ def test_one_process_asks_nobody() -> None:
     assert SINGLE.agreed("x") == "x"
     assert not SINGLE.sum(tensor).requires_grad
     assert SINGLE.agreed_tensors({"a": tensor})["a"] is tensor
+
+
+@pytest.mark.parametrize(
+    ("max_restarts", "shared", "refused"), [("3", "True", True), ("3", "False", False), ("0", "True", False)]
+)
+def test_restarts_that_would_look_for_old_addresses_are_refused(
+    monkeypatch: pytest.MonkeyPatch, max_restarts: str, shared: str, refused: bool  # noqa: FBT001
+) -> None:  # fmt: skip
+    class Joining(Exception):
+        pass
+
+    def join(*_args: object, **_options: object) -> None:
+        raise Joining
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", join)
+    for name, value in {
+        "WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": max_restarts, "TORCHELASTIC_USE_AGENT_STORE": shared
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidConfig if refused else Joining), joined("cpu"):
+        pass

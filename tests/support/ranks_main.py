@@ -7,6 +7,7 @@ The first rank writes the losses of every step; every rank its weights' digest.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from tests.support.tiny import weights_digest
 
 def run_case(ranks: Ranks, case: dict[str, Any]) -> dict[str, Any]:
     """Train, and say what this rank ended with."""
+    masked = case.get("masked", True)
     run = runs.make_run(
+        replace(runs.CONFIG, masking=masked),
         num_classes=case.get("classes", 10),
         dtype=getattr(torch, case.get("dtype", "float64")),
         ranks=ranks,
@@ -35,7 +38,7 @@ def run_case(ranks: Ranks, case: dict[str, Any]) -> dict[str, Any]:
 
         run.student.register_forward_pre_hook(refuse)
     return {
-        "losses": runs.history(runs.train(run, masked=case.get("masked", True))),
+        "losses": runs.history(runs.train(run, masked=masked)),
         "student": weights_digest(run.student),
         "teacher": weights_digest(run.teacher),
         "micro_batch_size": run.micro_batch_size,

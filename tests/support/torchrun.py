@@ -6,7 +6,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-WITHOUT_SPINNING = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Threads that do not spin, and restarts that find each other (docs/decisions/008)."""
 
 
 def command(program: Sequence[str], *options: str) -> list[str]:
@@ -32,7 +33,7 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, **WITHOUT_SPINNING},
+        env={**os.environ, **ENVIRONMENT},
     )
 
 

@@ -36,6 +36,7 @@ from must_core.backbone import BaseModel, Preprocess
 from must_core.config import PRECISIONS, AdaptConfig
 from must_core.data.packed import pack
 from must_core.masking import PatchMask, PatchMasker
+from must_core.objective import MOVING_AVERAGE_MIN_CLASSES
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec, build_class_weights
 from must_core.towers.linear import linear
@@ -344,6 +345,8 @@ def main() -> int:
     parser.add_argument("--plot", metavar="FILE")
     parser.add_argument("--peak-of", choices=["ours", "plain"], help=argparse.SUPPRESS)
     a = parser.parse_args()
+    if "steps" not in a.skip and not a.sweep and a.classes >= MOVING_AVERAGE_MIN_CLASSES:
+        parser.error("the plain step has no moving average; take fewer classes, or --skip steps")
     setting = Setting(a.model, a.batch_size, a.classes, a.image_size, a.precision, a.compiled, a.device)
     if a.peak_of:
         print_own_peak(a.peak_of, setting)

@@ -83,7 +83,8 @@ class Adaptation:
     def step(self, weak_BCHW: Tensor, strong_BCHW: Tensor, mask: PatchMask | None) -> StepResult:
         """Do one step on two views of a batch; ``mask`` hides patches of the strong one, None hides none.
 
-        With several ranks, each gives its share of the batch (`Ranks.share_of`).
+        There must be a mask at every step or at none, as the configuration's ``masking`` says. With several ranks,
+        each gives its share of the batch (`Ranks.share_of`).
         """
         config = self.config
         if not self._memory_tried:
@@ -152,6 +153,11 @@ class Adaptation:
         self.marginal_K = None if marginal_K is None else marginal_K.to(self.student.classifier.device)
         self.step_index = step_index
 
+    def end_training(self) -> None:
+        """Give back the memory of gradients and moments; student and teacher stay, and no step can follow."""
+        self.optimizer.state.clear()
+        self._free()
+
     def _pseudo_label(self, weak_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(), autocast(self.config, weak_BCHW):
             logits_BK = torch.cat(
@@ -168,6 +174,7 @@ class Adaptation:
             num_images=self.config.batch_size,
             num_confident=num_confident,
             part_size=self._part_size(len(batch)),
+            in_parts=self._part_size(largest := self.ranks.largest_share(self.config.batch_size)) < largest,
             previous_marginal_K=None if first_of_epoch else self.marginal_K,
         )
         return losses
@@ -207,6 +214,7 @@ class Adaptation:
                     num_images=len(batch),
                     num_confident=batch.confident_B.sum(),
                     part_size=self._part_size(len(batch)),
+                    in_parts=self._part_size(len(batch)) < len(batch),
                     previous_marginal_K=None,
                 )
                 failed = False

@@ -123,6 +123,10 @@ class BaseModel:
             return len(tokenizer.tokenizer(text, add_special_tokens=False).input_ids) + 3
         return len(tokenizer.tokenizer(text).input_ids)
 
+    def to(self, device: torch.device | str) -> None:
+        """Move the whole model; `encode_text` works there, and a student begins there."""
+        self._model.to(device)
+
     @property
     def text_fingerprint(self) -> list[float]:
         """What the text tower makes of a fixed text, a unit vector: tells models of one architecture apart."""
@@ -136,12 +140,12 @@ class BaseModel:
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Encode texts into unit vectors ``features_TD``, float32."""
-        model, tokens_TL = self._model, self._tokenizer(list(texts))
+        """Encode texts into unit vectors ``features_TD``, float32 on the CPU."""
+        model, tokens_TL = self._model, self._tokenizer(list(texts)).to(next(self._model.parameters()).device)
         if isinstance(model, open_clip.CLIP) and model.text_pool_type == "argmax" and model.attn_mask is not None:
             return _encode_causal_text(model, tokens_TL)
         features_TD: Tensor = model.encode_text(tokens_TL, normalize=True)  # type: ignore[operator]
-        return features_TD.float()
+        return features_TD.float().cpu()
 
 
 def _encode_causal_text(model: Any, tokens_TL: Tensor) -> Tensor:
@@ -159,7 +163,7 @@ def _encode_causal_text(model: Any, tokens_TL: Tensor) -> Tensor:
     features_TD, projection = end_TW, model.text_projection
     if projection is not None:
         features_TD = projection(end_TW) if isinstance(projection, nn.Linear) else end_TW @ projection
-    return F.normalize(features_TD.float(), dim=-1)
+    return F.normalize(features_TD.float(), dim=-1).cpu()
 
 
 def load_base(address: str) -> BaseModel:

@@ -1,10 +1,12 @@
 """Checkpoints of a run: safetensors and a meta.json, written aside and renamed, verified before use.
 
-A folder ``step-00000042`` holds ``state.safetensors`` (student, teacher, optimizer, moving average) and ``meta.json``
-(step, identity of the run, sha256). The schedule is a function of the step; crops, masks and order, and so the
-sampler's position, are functions of seed and step (docs/decisions/001): no random state is in it.
+A folder ``step-00000042-1a2b3c4d`` (the end stands for the run's identity) holds ``state.safetensors`` (student,
+teacher, optimizer, moving average) and ``meta.json`` (step, identity, sha256). The schedule is a function of the step;
+crops, masks and order, and so the sampler's position, are functions of seed and step (docs/decisions/001): no random
+state is in it.
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -33,7 +35,7 @@ class Checkpoints:
     """The checkpoint folder of one attempt; keeps the newest ``keep`` and the accepted one.
 
     ``identity`` names what the run is, part by part (configuration, model, classes, images): a checkpoint of another
-    run is never resumed from.
+    run is neither resumed from nor removed.
     """
 
     folder: Path
@@ -69,8 +71,8 @@ class Checkpoints:
     def resume(self, run: Adaptation, others: Iterable[Path] = ()) -> Path | None:
         """Load the newest sound checkpoint of this run from this folder or others; None when there is none.
 
-        A damaged one is logged and the one before it is used. With several ranks the first one reads and the others
-        get it from there: no folder needs to be shared.
+        A damaged one is logged, removed if it lies in this folder, and the one before it is used. With several ranks
+        the first one reads and the others get it from there: no folder needs to be shared.
         """
         path: Path | None = None
         step, state = 0, dict[str, Tensor]()
@@ -79,6 +81,8 @@ class Checkpoints:
                 step, state = self._read(candidate, run)
             except CorruptArtifact as e:
                 logger.warning("checkpoint passed over: %s: %s", candidate.name, e.message)
+                if candidate.parent == self.folder:
+                    shutil.rmtree(candidate)  # it would stand in the way of the one that will be written again
             else:
                 path = candidate
                 break
@@ -104,7 +108,11 @@ class Checkpoints:
         return step, state
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"{_PREFIX}{step:08}"
+        return self.folder / f"{_PREFIX}{step:08}-{self._mark}"
+
+    @property
+    def _mark(self) -> str:
+        return hashlib.sha256(json.dumps(dict(self.identity), sort_keys=True).encode()).hexdigest()[:8]
 
     def _prune(self) -> None:
         mark = self.folder / _ACCEPTED
@@ -113,7 +121,6 @@ class Checkpoints:
             if old.name != accepted:
                 shutil.rmtree(old)
 
-    @staticmethod
-    def _newest_first(folders: Iterable[Path]) -> list[Path]:
-        found = [p for folder in folders if folder.is_dir() for p in folder.glob(f"{_PREFIX}*")]
+    def _newest_first(self, folders: Iterable[Path]) -> list[Path]:
+        found = [p for folder in folders if folder.is_dir() for p in folder.glob(f"{_PREFIX}*-{self._mark}")]
         return sorted(found, key=lambda p: p.name, reverse=True)

@@ -77,7 +77,7 @@ class AdaptConfig:
 
     precision: str = "float32"
     """Of the forward passes: ``float32`` is exact, ``bfloat16`` is faster and moves some samples across τ. Weights,
-    optimizer and teacher update are float32 in both."""
+    class head, optimizer and teacher update are float32 in both."""
 
     compiled: bool = False
     """Let torch.compile translate the student's and the teacher's passes. It takes a minute at the start, pays on GPUs

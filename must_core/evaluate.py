@@ -36,9 +36,21 @@ def logits_batches(
     """
     classifier.eval()
     for images_BCHW in evaluation_batches(images, preprocess, batch_size=batch_size, num_workers=num_workers):
-        with torch.inference_mode():  # closed before the yield, or it would reach into the caller's code
-            logits_BK: Tensor = classifier(images_BCHW.to(device)).float().cpu()
-        yield logits_BK
+        yield logits_of(classifier, images_BCHW.to(device))
+
+
+def logits_of(classifier: nn.Module, images_BCHW: Tensor) -> Tensor:
+    """Classify a batch: ``logits_BK``, float32 on the CPU; half after half where the GPU's memory is too small."""
+    try:
+        with torch.inference_mode():
+            logits_BK: Tensor = classifier(images_BCHW).float().cpu()
+            return logits_BK
+    except torch.OutOfMemoryError:
+        if len(images_BCHW) == 1:
+            raise
+    # Outside the handler: the exception's traceback keeps the failed attempt's tensors.
+    torch.cuda.empty_cache()
+    return torch.cat([logits_of(classifier, half) for half in images_BCHW.chunk(2)])
 
 
 def predict(

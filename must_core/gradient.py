@@ -59,7 +59,7 @@ class _Whole:
     num_images: int
     num_confident: Tensor
     marginal_K: Tensor | None
-    """p̄; None where the part is all of this process's share, and p̄ is known once its own is."""
+    """p̄; None where each rank's part is all of its share, and p̄ is known once theirs are."""
     previous_marginal_K: Tensor | None
 
 
@@ -87,11 +87,13 @@ class BatchGradient:
         num_images: int,
         num_confident: Tensor,
         part_size: int,
+        in_parts: bool,
         previous_marginal_K: Tensor | None,
     ) -> tuple[Losses, Tensor | None]:
         """Run forward and backward over this process's ``share``, ``part_size`` images at a time.
 
-        More than one part costs a second forward pass of the student, for p̄. ``num_images`` and ``num_confident``
+        ``in_parts`` says whether some rank needs more than one part: that costs a second forward pass of the student,
+        for p̄, on all of them. ``num_images`` and ``num_confident``
         are those of the whole batch; ``previous_marginal_K`` is the fairness term's moving average or None. Returns
         the losses of the whole batch, detached, and the average to give next time, if there is one.
         """
@@ -99,7 +101,7 @@ class BatchGradient:
         whole = _Whole(
             num_images=num_images,
             num_confident=num_confident,
-            marginal_K=self._marginal(parts, num_images) if len(parts) > 1 else None,
+            marginal_K=self._marginal(parts, num_images) if in_parts else None,
             previous_marginal_K=previous_marginal_K,
         )
         outcomes = []
@@ -138,9 +140,9 @@ class BatchGradient:
     def _fairness(self, own_K: Tensor, whole: _Whole) -> tuple[Tensor, Tensor | None]:
         marginal_K = own_K
         if whole.marginal_K is not None:
-            marginal_K = whole.marginal_K + own_K - own_K.detach()
+            marginal_K = whole.marginal_K + (own_K - own_K.detach())  # adds a gradient and no rounding
         elif self._ranks.world_size > 1:
-            marginal_K = self._ranks.sum(own_K) + own_K - own_K.detach()
+            marginal_K = self._ranks.sum(own_K) + (own_K - own_K.detach())
         if len(own_K) < objective.MOVING_AVERAGE_MIN_CLASSES:
             return objective.fairness(marginal_K), None
         return objective.fairness_moving_average(marginal_K, whole.previous_marginal_K)

@@ -39,6 +39,11 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def host(self) -> int:
+        """A number of this process's host, the same for all processes there."""
+        return self.rank - self.local_rank
+
+    @property
     def first_of_host(self) -> bool:
         """Whether this process is the one that does what a host needs once."""
         return self.local_rank == 0
@@ -114,7 +119,12 @@ def joined(device: str) -> Iterator[Ranks]:
     dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
-    finally:
+    except BaseException:
+        # Leaving NCCL's group waits for what the others have begun, and they wait for this process.
+        if not device.startswith("cuda"):
+            dist.destroy_process_group()
+        raise
+    else:
         # Whatever holds on to the group must go first: the last holder joins its threads, and one that is not the
         # group's own Python object does it with the interpreter locked, which those threads may be waiting for.
         gc.collect()

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,11 @@ def run_adaptation(
         yield report
         if isinstance(report, Stopped):
             return
+    run.end_training()
+    if ranks.first_of_host and folders.cache is not None:
+        shutil.rmtree(_cache_of_host(folders.cache, ranks), ignore_errors=True)
+        with suppress(OSError):  # other hosts' caches may still be there
+            folders.cache.rmdir()
     if not ranks.first:
         return
 
@@ -209,14 +215,13 @@ def run_adaptation(
                 "metrics": metrics,
             },
         )
-    if folders.cache is not None:
-        shutil.rmtree(folders.cache, ignore_errors=True)
     yield Completed(folders.bundle, metrics)
 
 
 def default_num_workers() -> int:
-    """Loader processes: one core is left to the training process, and more than eight are rarely kept busy."""
-    return max(1, min(8, (os.cpu_count() or 1) - 1))
+    """Loader processes: a core is left to each training process of the host, and more than eight are rarely busy."""
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(8, cores - 1))
 
 
 def compare(zero_shot_NK: Tensor, adapted_NK: Tensor) -> dict[str, float]:
@@ -243,11 +248,13 @@ def _prepared(
     request: AdaptRequest, base: BaseModel, device: str, num_workers: int, stop: Callable[[], bool]
 ) -> Generator[Event, None, _Prepared | None]:
     """Class weights, a look at the images, and the choices that follow from it; None when told to stop."""
+    base.to(device)
     ensemble = PromptEnsemble(base, request.classes, request.templates)
     for _ in ensemble:
         yield PhaseStarted("preparing")
         if stop():
             return None
+    base.to("cpu")
     if not request.images:
         raise InvalidConfig("There are no images.", code="no_usable_images", param="images")
     student = Student.from_base(base, ensemble.weights_DK).to(device)
@@ -268,7 +275,7 @@ def _decoded_once(
     paths: Sequence[Path], folders: RunFolders, num_workers: int, ranks: Ranks, stop: Callable[[], bool]
 ) -> Generator[Event, None, Sequence[Path] | PackedImages | None]:
     """The images to train on: packed where there is room, by one process of each host; None when told to stop."""
-    cache = folders.cache
+    cache = None if folders.cache is None else _cache_of_host(folders.cache, ranks)
     (no_room,) = ranks.any(cache is None or not _has_room(cache, paths, folders.cache_at_most_bytes))
     if cache is None or no_room:
         return paths
@@ -290,10 +297,16 @@ def _decoded_once(
     return paths if disk_full else PackedImages(cache)
 
 
+def _cache_of_host(cache: Path, ranks: Ranks) -> Path:
+    """Hosts may share the folder, and each makes its own."""
+    return cache / f"host-{ranks.host}"
+
+
 def _has_room(cache: Path, paths: Sequence[Path], at_most_bytes: int) -> bool:
-    """Whether a cache is within the limit and leaves half of the disk's free space."""
+    """Whether a cache is within the limit and leaves half of the disk's free space, not counting one that is there."""
     cache.parent.mkdir(parents=True, exist_ok=True)
-    return packed_bytes(paths) <= min(at_most_bytes, shutil.disk_usage(cache.parent).free // 2)
+    there = sum(file.stat().st_size for file in cache.glob("*"))
+    return packed_bytes(paths) <= min(at_most_bytes, (shutil.disk_usage(cache.parent).free + there) // 2)
 
 
 def _measured(
@@ -322,11 +335,10 @@ class _Look:
         self._straight: list[Tensor] = []
         self._mirrored: list[Tensor] = []
 
-    @torch.inference_mode()
     def take(self, student: Student, images_BCHW: Tensor) -> None:
         student.eval()
-        self._straight.append(student(images_BCHW).float().cpu())
-        self._mirrored.append(student(images_BCHW.flip(-1)).float().cpu())
+        self._straight.append(evaluate.logits_of(student, images_BCHW))
+        self._mirrored.append(evaluate.logits_of(student, images_BCHW.flip(-1)))
 
     @property
     def zero_shot_NK(self) -> Tensor:  # noqa: N802 - named by its shape

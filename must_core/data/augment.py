@@ -58,6 +58,11 @@ class Views:
         self._flip = config.horizontal_flip
         self._rand_augment = rand_augment(config.rand_augment, preprocess) if config.rand_augment else None
 
+    @property
+    def num_bytes(self) -> int:
+        """Of both views of one image."""
+        return 2 * 3 * self._size**2 * (1 if self._on_device else 4)
+
     def __call__(self, image: Image.Image, *key: int) -> tuple[Tensor, Tensor]:
         """Make both views; ``key`` is what their randomness is drawn from (seed, epoch, index of the image)."""
         with seeded(VIEWS, *key):

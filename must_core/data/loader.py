@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 _ALL = slice(None)
 
+_PREFETCHED_BYTES = 2 * 2**30
+
 
 @runtime_checkable
 class ImageSource(Protocol):
@@ -218,8 +220,13 @@ def training_batches(
         collate_fn=_views_collated,
         pin_memory=pin_memory,
         num_workers=num_workers,
-        prefetch=4,
+        prefetch=_prefetch(views.num_bytes * len(range(batch_size)[share]), num_workers),
     )
+
+
+def _prefetch(batch_bytes: int, num_workers: int) -> int:
+    """Batches that each loader process keeps ready: four, fewer where they would fill the shared memory."""
+    return max(1, min(4, _PREFETCHED_BYTES // (batch_bytes * max(1, num_workers))))
 
 
 class _EvaluationImages(Dataset[Tensor | UnreadableImage]):

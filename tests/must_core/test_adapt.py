@@ -48,6 +48,12 @@ def make_run(base: BaseModel) -> Callable[..., Adaptation]:
     return make
 
 
+def checkpoint(folder: Path, step: str) -> Path:
+    """The one checkpoint of a step."""
+    (found,) = folder.glob(f"{step}-*")
+    return found
+
+
 def test_an_interrupted_run_ends_with_the_same_bits(
     make_run: Callable[..., Adaptation], base: BaseModel, images: list[Path], tmp_path: Path
 ) -> None:
@@ -100,14 +106,14 @@ def test_checkpoints_are_bounded_and_a_damaged_one_is_passed_over(
         if isinstance(r, CheckpointSaved)
     ]
     assert saved == list(range(1, 10))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000008", "step-00000009"]
+    assert sorted(p.name[:13] for p in tmp_path.iterdir()) == ["step-00000008", "step-00000009"]
 
-    newest = tmp_path / "step-00000009" / "state.safetensors"
+    newest = checkpoint(tmp_path, "step-00000009") / "state.safetensors"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     again = make_run()
-    assert store.resume(again) == tmp_path / "step-00000008"
+    assert store.resume(again) == checkpoint(tmp_path, "step-00000008")
     assert again.step_index == 8
     assert Checkpoints(tmp_path, {**IDENTITY, "images": "others"}).resume(make_run()) is None
 
@@ -134,7 +140,7 @@ def test_a_crash_while_writing_leaves_the_previous_checkpoint(
     store.resume(again)
     assert again.step_index == 2
     store.save(run)
-    assert (tmp_path / "step-00000003" / "meta.json").exists()
+    assert (checkpoint(tmp_path, "step-00000003") / "meta.json").exists()
 
 
 def test_a_batch_without_a_confident_sample_trains_on(
@@ -163,8 +169,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
 
     with pytest.raises(Diverged):
         poison_after_step_4()
-    assert json.loads((tmp_path / "step-00000004" / "meta.json").read_text())["step"] == 4
-    assert not (tmp_path / "step-00000005").exists()
+    assert json.loads((checkpoint(tmp_path, "step-00000004") / "meta.json").read_text())["step"] == 4
+    assert not list(tmp_path.glob("step-00000005-*"))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -251,3 +257,54 @@ def test_views_finished_on_the_device_are_resumed_exactly(
         pass
     assert weights_digest(resumed.student) == weights_digest(straight.student)
     assert weights_digest(plain.student) != weights_digest(straight.student)
+
+
+def test_another_runs_checkpoints_in_the_folder_stay_and_do_not_disturb(
+    make_run: Callable[..., Adaptation], base: BaseModel, images: list[Path], tmp_path: Path
+) -> None:
+    def run_until(step: int, identity: dict[str, str]) -> None:
+        run = make_run()
+        store = Checkpoints(tmp_path, identity)
+        for _ in adapt(run, images, base.preprocess, checkpoints=store, checkpoint_interval_s=0,
+                       stop=lambda: run.step_index >= step):  # fmt: skip
+            pass
+
+    other = {**IDENTITY, "config": "another"}
+    run_until(7, IDENTITY)
+    run_until(4, other)
+    for identity, step in ((IDENTITY, 7), (other, 4)):
+        run = make_run()
+        assert Checkpoints(tmp_path, identity).resume(run) is not None
+        assert run.step_index == step
+
+
+def test_a_damaged_checkpoint_is_written_again(
+    make_run: Callable[..., Adaptation], base: BaseModel, images: list[Path], tmp_path: Path
+) -> None:
+    store = Checkpoints(tmp_path, IDENTITY)
+    for _ in adapt(make_run(), images, base.preprocess, checkpoints=store, checkpoint_interval_s=0):
+        pass
+    state = checkpoint(tmp_path, "step-00000009") / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1] + b"?")
+    again = make_run()
+    store.resume(again)
+    assert again.step_index == 8
+    for _ in adapt(again, images, base.preprocess, checkpoints=store):
+        pass
+    final = make_run()
+    store.resume(final)
+    assert final.step_index == 9
+
+
+def test_the_accepted_checkpoint_is_kept(
+    make_run: Callable[..., Adaptation], base: BaseModel, images: list[Path], tmp_path: Path
+) -> None:
+    run, store = make_run(), Checkpoints(tmp_path, IDENTITY)
+    for report in adapt(run, images, base.preprocess, checkpoints=store, checkpoint_interval_s=0):
+        if report == CheckpointSaved(2):
+            store.accept(2)
+    assert sorted(p.name[:13] for p in tmp_path.glob("step-*")) == ["step-00000002", "step-00000008", "step-00000009"]
+    store.accept(8)
+    assert sorted(p.name[:13] for p in tmp_path.glob("step-*")) == ["step-00000008", "step-00000009"]
+    with pytest.raises(FileNotFoundError):
+        store.accept(2)

@@ -1,6 +1,7 @@
 """Several processes over one batch give the numbers of one process."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from must_core import gradient
 from must_core.errors import InvalidConfig
 from must_core.parallel import SINGLE, Ranks, joined
 from tests.support import torchrun
-from tests.support.runs import STEPS, history, make_run, train
+from tests.support.runs import BATCH, CONFIG, STEPS, history, make_run, train
 from tests.support.service import free_port
 
 CASES: dict[str, dict[str, Any]] = {
@@ -19,6 +20,8 @@ CASES: dict[str, dict[str, Any]] = {
     "without masks": {"masked": False},
     "moving average": {"classes": 600},
     "shares in parts": {"micro_batch_size": 3},
+    "parts on one rank only": {"batch_size": 9, "micro_batch_size": 4, "classes": 600},
+    "one image each, and two": {"batch_size": 3, "out_of_memory_above": 1},
     "float32": {"dtype": "float32"},
     "too little memory on one rank": {"out_of_memory_above": 2},
 }
@@ -49,14 +52,15 @@ def largest_difference(a: list[list[float]], b: list[list[float]]) -> float:
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_give_the_losses_of_one_process(two_ranks: Results, name: str) -> None:
     case = CASES[name]
-    alone = make_run(num_classes=case.get("classes", 10), dtype=getattr(torch, case.get("dtype", "float64")))
+    config = replace(CONFIG, batch_size=case.get("batch_size", BATCH))
+    alone = make_run(config, num_classes=case.get("classes", 10), dtype=getattr(torch, case.get("dtype", "float64")))
     expected = history(train(alone, masked=case.get("masked", True)))
     first, second = (dict(rank[name]) for rank in two_ranks)
     assert largest_difference(first.pop("losses"), expected) < 1e-5
     assert largest_difference(second.pop("losses"), expected) < 1e-5
     assert first == second  # weights to the bit
     if "out_of_memory_above" in case:
-        assert first["micro_batch_size"] == 2
+        assert first["micro_batch_size"] == case["out_of_memory_above"]
 
 
 def test_fairness_within_each_rank_would_be_noticed(two_ranks: Results, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """One rank of `tests.support.runs` runs, for torchrun: ``ranks_main OUTPUT JSON``.
 
-JSON is an object of cases by name, run one after the other. Each may set ``classes``, ``masked``,
+JSON is an object of cases by name, run one after the other. Each may set ``classes``, ``batch_size``, ``masked``,
 ``micro_batch_size``, ``dtype`` and ``out_of_memory_above`` (the last rank's student then raises for larger batches).
 The first rank writes the losses of every step; every rank its weights' digest.
 """
@@ -23,7 +23,7 @@ def run_case(ranks: Ranks, case: dict[str, Any]) -> dict[str, Any]:
     """Train, and say what this rank ended with."""
     masked = case.get("masked", True)
     run = runs.make_run(
-        replace(runs.CONFIG, masking=masked),
+        replace(runs.CONFIG, masking=masked, batch_size=case.get("batch_size", runs.BATCH)),
         num_classes=case.get("classes", 10),
         dtype=getattr(torch, case.get("dtype", "float64")),
         ranks=ranks,
@@ -41,6 +41,7 @@ def run_case(ranks: Ranks, case: dict[str, Any]) -> dict[str, Any]:
         "losses": runs.history(runs.train(run, masked=masked)),
         "student": weights_digest(run.student),
         "teacher": weights_digest(run.teacher),
+        "marginal": None if run.marginal_K is None else run.marginal_K.tolist(),
         "micro_batch_size": run.micro_batch_size,
     }
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from must_core import __version__
 from must_core.backbone import Preprocess, build_visual
 from must_core.errors import CorruptArtifact
-from must_core.files import publish_folder, sha256_of, write_json
+from must_core.files import publish_folder, save_tensors, sha256_of, write_json
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec
 
@@ -63,7 +63,7 @@ def save_bundle(
     staged.mkdir(parents=True)
     tensors = {f"visual.{name}": t.cpu().contiguous() for name, t in classifier.visual.state_dict().items()}
     tensors["classifier"] = classifier.classifier.detach().cpu().contiguous()
-    save_file(tensors, staged / WEIGHTS)
+    save_tensors(tensors, staged / WEIGHTS)
     manifest = {
         "format": _FORMAT,
         "must_core": __version__,
@@ -82,6 +82,8 @@ def save_bundle(
 
 def load_bundle(folder: Path) -> Bundle:
     """Load and verify a bundle. Raises `CorruptArtifact` when anything is not as it was written."""
+    if not (folder / MANIFEST).is_file():
+        raise CorruptArtifact(f"There is no {MANIFEST} in the folder.")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if sha256_of(folder / WEIGHTS) != manifest["weights_sha256"]:

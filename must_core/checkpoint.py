@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from must_core.adaptation import Adaptation
 from must_core.errors import CorruptArtifact
-from must_core.files import publish_folder, sha256_of, write_json
+from must_core.files import publish_folder, save_tensors, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Checkpoints:
         for leftover in self.folder.glob(f".{_PREFIX}*.tmp"):
             shutil.rmtree(leftover)
         staged.mkdir()
-        save_file({name: tensor.contiguous() for name, tensor in run.tensors().items()}, staged / _STATE)
+        save_tensors({name: tensor.contiguous() for name, tensor in run.tensors().items()}, staged / _STATE)
         meta = {"step": run.step_index, "identity": dict(self.identity), "sha256": sha256_of(staged / _STATE)}
         write_json(staged / _META, meta)
         publish_folder(staged, final)

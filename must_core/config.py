@@ -142,6 +142,8 @@ _WORDS: dict[str, tuple[str, ...]] = {"precision": PRECISIONS, "augment_on": ("l
 HYPERPARAMETERS: tuple[str, ...] = tuple(f.name for f in fields(AdaptConfig) if f.name != "seed")
 """Names a user may set; the seed is given beside them."""
 
+_TYPE_NAMES: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
 AUTO = "auto"
 """In the place of a value: choose it from the data."""
 
@@ -155,12 +157,16 @@ def check_hyperparameters(requested: Mapping[str, object]) -> None:
     types = {f.name: f.type for f in fields(AdaptConfig)}
     for name, value in requested.items():
         if name not in HYPERPARAMETERS:
-            raise InvalidConfig("There is no such hyper-parameter.", code="unknown_field", param="hyperparameters")
+            raise InvalidConfig(
+                f"There is no such hyper-parameter; there are {', '.join(HYPERPARAMETERS)}.",
+                code="unknown_field",
+                param="hyperparameters",
+            )
         if value == AUTO:
             continue
         wanted = types[name]
         if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise InvalidConfig(f"{name} has another type.", code="invalid_type", param=name)
+            raise InvalidConfig(f"{name} is {_TYPE_NAMES[wanted]}.", code="invalid_type", param=name)
         _check_range(name, value)
     _check_teacher(requested.get("ema_decay_init", AUTO), requested.get("ema_decay", AUTO))
 

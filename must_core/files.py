@@ -3,8 +3,13 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 def sha256_of(path: Path) -> str:
@@ -16,6 +21,17 @@ def sha256_of(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write readable JSON; whoever makes the file visible syncs it (see `publish_folder`)."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write safetensors, readable for whom the umask says; raises `OSError` when that fails, as other writes do."""
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as e:
+        raise OSError(f"{path.name} could not be written: {e}") from e
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def publish_folder(staged: Path, final: Path) -> None:

@@ -147,8 +147,19 @@ def _require_restarts_that_work(environment: Mapping[str, str]) -> None:
         )
 
 
-def local_device() -> str:
-    """The GPU of this process, one each on a host, or the CPU."""
+def local_device(name: str | None = None) -> str:
+    """The device of this name; without one, the GPU of this process, one each on a host, or the CPU.
+
+    Raises `InvalidConfig` for a device that is not here.
+    """
+    if name is not None:
+        kind, _, number = name.partition(":")
+        here = name == "cpu" or (
+            kind == "cuda" and (number or "0").isdecimal() and int(number or "0") < torch.cuda.device_count()
+        )
+        if not here:
+            raise InvalidConfig("There is no such device here.", code="unknown_device", param="device")
+        return name
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

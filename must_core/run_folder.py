@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,6 +19,8 @@ from must_core.adapt import CheckpointSaved, Progress
 from must_core.errors import InvalidConfig
 from must_core.files import write_json
 from must_core.workflow import Chosen, Completed, Event, Resumed, RunFolders
+
+_REQUEST = "request.json"
 
 _README = """\
 # An adaptation by MUST (masked unsupervised self-training)
@@ -55,15 +58,20 @@ class RunFolder:
             bundle=self.root / "bundle", checkpoints=self.root / "checkpoints", cache=self.root / "decoded"
         )
 
-    def start(self, request: Mapping[str, Any]) -> None:
-        """Make the folder and say what it is; raises `InvalidConfig` ``output`` when a finished run lies there."""
+    def require_free(self) -> None:
+        """Raise `InvalidConfig` ``output`` when a finished run lies in the folder, or something that is no run."""
         if self.folders.bundle.exists():
             raise InvalidConfig(f"{self.folders.bundle} is there already; name another folder.", param="output")
+        if self.root.exists() and not (self.root / _REQUEST).exists() and any(self.root.iterdir()):
+            raise InvalidConfig(f"{self.root} holds something else; name another folder.", param="output")
+
+    def start(self, request: Mapping[str, Any]) -> None:
+        """Make the folder and say what it is."""
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / "README.md").write_text(_README, encoding="utf-8")
         software = {name: version(name) for name in ("torch", "open_clip_torch", "timm", "pillow")}
         write_json(
-            self.root / "request.json",
+            self.root / _REQUEST,
             {
                 **request,
                 "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -86,6 +94,7 @@ class RunFolder:
                 self._curves().flush()
             case Completed(_, metrics):
                 write_json(self.root / "metrics.json", metrics)
+                shutil.rmtree(self.folders.checkpoints, ignore_errors=True)
                 for name, value in metrics.items():
                     self._curves().add_scalar(f"result/{name}", value)
 

@@ -194,7 +194,12 @@ def run_adaptation(
     if request.evaluation is not None:
         zero_shot = Student.from_base(base, prepared.class_weights_DK).to(device)
         for name, classifier in (("zero_shot", zero_shot), ("student", run.student), ("teacher", run.teacher)):
-            measured = yield from _measured(classifier, request.evaluation, base, device, workers)
+            measured = yield from _measured(
+                classifier, request.evaluation, base, device=device, num_workers=workers, stop=stop
+            )
+            if measured is None:
+                yield Stopped(run.step_index)
+                return
             metrics |= {f"{name}_{metric}": value for metric, value in measured.items()}
 
     yield PhaseStarted("publishing")
@@ -310,8 +315,15 @@ def _has_room(cache: Path, paths: Sequence[Path], at_most_bytes: int) -> bool:
 
 
 def _measured(
-    classifier: Student, labelled: LabelledImages, base: BaseModel, device: str, num_workers: int
-) -> Generator[Event, None, dict[str, float]]:
+    classifier: Student,
+    labelled: LabelledImages,
+    base: BaseModel,
+    *,
+    device: str,
+    num_workers: int,
+    stop: Callable[[], bool],
+) -> Generator[Event, None, dict[str, float] | None]:
+    """Accuracies; None when told to stop."""
     tally, start = evaluate.Tally(), 0
     for logits_BK in evaluate.logits_batches(
         classifier, labelled.images, base.preprocess, device=device, num_workers=num_workers
@@ -319,6 +331,8 @@ def _measured(
         tally.add(logits_BK, labelled.labels.labels_N[start : start + len(logits_BK)])
         start += len(logits_BK)
         yield PhaseStarted("evaluating")
+        if stop():
+            return None
     return dict(tally.accuracy())
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from must_core import adapt as loop
 from must_core.cli.inputs import choose_templates, find_preset, read_labels
-from must_core.cli.told import DONE, STOPPED
+from must_core.cli.told import DONE, STOPPED, plain_console
 from must_core.data.loader import find_images
 from must_core.errors import InvalidConfig
 from must_core.parallel import Ranks, joined, local_device
@@ -59,7 +58,7 @@ class AdaptOptions:
 
 def run(options: AdaptOptions) -> int:
     """Adapt; the exit status says whether it is done or stopped."""
-    device = options.device or local_device()
+    device = local_device(options.device)
     with stop_on_signals() as stop_requested, joined(device) as ranks:
         return _adapt(options, device, ranks, stop_requested)
 
@@ -69,9 +68,9 @@ def _adapt(options: AdaptOptions, device: str, ranks: Ranks, stop_requested: Cal
     folder = RunFolder(options.output)
     shown = _Shown(folder, drawn=ranks.first)
     if ranks.first:
-        folder.start(_described(options, request, ranks))
+        folder.require_free()
         for warning in class_warnings(request.classes):
-            Console(stderr=True, soft_wrap=True).print(f"warning: {warning.message}", markup=False, highlight=False)
+            plain_console(stderr=True).print(f"warning: {warning.message}")
     events = run_adaptation(
         request,
         folder.folders,
@@ -85,6 +84,8 @@ def _adapt(options: AdaptOptions, device: str, ranks: Ranks, stop_requested: Cal
     with closing(folder), shown.bar:
         for event in events:
             if ranks.first:
+                if isinstance(event, Chosen):  # from here on the input is known to be right
+                    folder.start(_described(options, request, ranks))
                 folder.record(event)
                 shown.show(event)
             if isinstance(event, loop.Stopped):
@@ -125,8 +126,8 @@ def _settings(settings: tuple[str, ...]) -> dict[str, object]:
             raise InvalidConfig("A setting is written NAME=VALUE.", param=name)
         try:
             chosen[name] = json.loads(value)
-        except ValueError:
-            chosen[name] = value
+        except (ValueError, RecursionError):
+            chosen[name] = {"True": True, "False": False}.get(value, value)  # as we print them
     return chosen
 
 
@@ -154,7 +155,7 @@ class _Shown:
 
     def __init__(self, folder: RunFolder, *, drawn: bool) -> None:
         self._folder = folder
-        self._console = Console(soft_wrap=True)
+        self._console = plain_console()
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(), console=self._console, disable=not (drawn and self._console.is_terminal),
@@ -169,7 +170,7 @@ class _Shown:
                 self.bar.update(self._task, description=phase, note="")
             case Chosen(choices):
                 for name, choice in choices.items():
-                    console.print(f"{name} = {choice.value}  [dim]{choice.reason}[/dim]", highlight=False)
+                    console.print(f"{name} = {choice.value}: {choice.reason}")
             case Resumed(step):
                 console.print(f"resumed at step {step}")
             case loop.Progress():
@@ -177,7 +178,7 @@ class _Shown:
             case loop.Stopped(step):
                 console.print(f"stopped at step {step}; the same command goes on from there")
             case Completed(path, metrics):
-                console.print(f"{metrics['changed_answers']:.1%} of the answers changed", highlight=False)
+                console.print(f"{metrics['changed_answers']:.1%} of the answers changed")
                 for name in ("zero_shot", "student", "teacher"):
                     if f"{name}_top1" in metrics:
                         console.print(
@@ -195,7 +196,7 @@ class _Shown:
             self._line_at = now
             left = self.bar.tasks[0].time_remaining
             until = f", {timedelta(seconds=round(left))} left" if left is not None else ""
-            self._console.print(f"step {progress.step} of {progress.total_steps}: {note}{until}", highlight=False)
+            self._console.print(f"step {progress.step} of {progress.total_steps}: {note}{until}")
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """``must classify``: says what is in images."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
+import typer
 
 from must_core.bundle import load_bundle
 from must_core.cli.told import DONE, SOME_FAILED
@@ -17,16 +18,15 @@ from must_core.parallel import local_device
 def run(classifier: Path, images: Sequence[Path], *, top_k: int, device: str | None, as_json: bool) -> int:
     """Print a line an image; one that cannot be read has its error there."""
     bundle = load_bundle(classifier)
-    model = bundle.classifier.to(device or local_device())
+    model = bundle.classifier.to(local_device(device))
     transform = bundle.preprocess.transform()
-    console = Console(soft_wrap=True)
     status = DONE
     for path in _files(images):
-        answer: dict[str, object] = {"file": str(path)}
+        answer: dict[str, object] = {"file": os.fsencode(path).decode("utf-8", "backslashreplace")}
         try:
             image_CHW = transform(ImageFiles([path]).image(0))
-        except UnreadableImage as e:
-            answer["error"] = e.message
+        except (UnreadableImage, OSError) as e:
+            answer["error"] = e.message if isinstance(e, UnreadableImage) else e.strerror or type(e).__name__
             status = SOME_FAILED
         else:
             with torch.inference_mode():
@@ -36,8 +36,7 @@ def run(classifier: Path, images: Sequence[Path], *, top_k: int, device: str | N
                 {"label": bundle.class_names[k], "score": round(score, 6)}
                 for score, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             ]
-        line = json.dumps(answer, ensure_ascii=False) if as_json else _line(answer)
-        console.print(line, markup=False, highlight=False)
+        typer.echo(json.dumps(answer) if as_json else _printable(_line(answer)))
     return status
 
 
@@ -47,6 +46,11 @@ def _files(images: Sequence[Path]) -> Iterator[Path]:
             yield from find_images(path)
         else:
             yield path
+
+
+def _printable(line: str) -> str:
+    """Nothing that a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def _line(answer: dict[str, object]) -> str:

@@ -32,7 +32,7 @@ def run(
         subject.classifier,
         images,
         subject.preprocess,
-        device=device or local_device(),
+        device=local_device(device),
         batch_size=_BATCH,
         num_workers=default_num_workers() if num_workers is None else num_workers,
     )

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from must_core.backbone import load_base
 from must_core.bundle import load_bundle
-from must_core.cli.told import DONE
+from must_core.cli.told import DONE, plain_console
 from must_core.export import export_onnx, export_open_clip
 
 
@@ -18,5 +16,5 @@ def run(classifier: Path, to: str, output: Path, model: str | None) -> int:
     else:
         base = load_base(model or bundle.manifest["provenance"]["base_model"])
         export_open_clip(bundle, base, output)
-    Console(soft_wrap=True).print(f"{output / 'README.md'} says how to use what is there")
+    plain_console().print(f"{output / 'README.md'} says how to use what is there")
     return DONE

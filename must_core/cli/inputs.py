@@ -47,8 +47,12 @@ def choose_templates(file: Path | None, preset: Preset | None) -> tuple[str, ...
 def read_labels(labels: str, images: ImageList, class_names: tuple[str, ...], *, root: Path) -> Labels:
     """Labels as ``--labels`` names them."""
     if labels == FOLDERS:
-        return Labels.from_folders(images, class_names, root=root)
-    return Labels.from_csv(Path(labels), images, class_names, root=root, ignore_other_files=True)
+        found = Labels.from_folders(images, class_names, root=root)
+    else:
+        found = Labels.from_csv(Path(labels), images, class_names, root=root, ignore_other_files=True)
+    if not found.num_labelled:
+        raise InvalidConfig("Labels: none of them belongs to an image.", code="invalid_value", param="labels")
+    return found
 
 
 def open_classifier(
@@ -65,10 +69,10 @@ def open_classifier(
     metric = preset.metric if preset else "top1"
     if classifier is not None and model is None:
         bundle = load_bundle(classifier)
-        return Subject(bundle.classifier.to(device or local_device()), bundle.preprocess, bundle.class_names, metric)
+        return Subject(bundle.classifier.to(local_device(device)), bundle.preprocess, bundle.class_names, metric)
     if classifier is not None or model is None or classes is None:
         raise InvalidConfig("Name a classifier, or a model and classes.", param="classifier")
     base, specs = load_base(model), read_classes(classes)
     weights_DK = build_class_weights(base, specs, choose_templates(templates, preset))
     zero_shot = serving_classifier(base.visual, weights_DK, logit_scale=base.logit_scale)
-    return Subject(zero_shot.to(device or local_device()), base.preprocess, tuple(c.name for c in specs), metric)
+    return Subject(zero_shot.to(local_device(device)), base.preprocess, tuple(c.name for c in specs), metric)

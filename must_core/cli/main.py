@@ -49,7 +49,8 @@ ClassesOption = Annotated[
     Path, typer.Option(help='One class name a line, or a .json list of names or {"name": …, "prompts": […]}.')
 ]
 TemplatesOption = Annotated[
-    Path | None, typer.Option(help="Prompts with one {} each, one a line or a .json list; the preset's otherwise.")
+    Path | None,
+    typer.Option(help="Prompts with one {} each, one a line or a .json list; else the preset's, or general ones."),
 ]
 PresetOption = Annotated[
     str | None, typer.Option(help="The paper's setting for a data set; `must presets` lists them.")
@@ -59,7 +60,7 @@ LabelsOption = Annotated[
     typer.Option(help="For metrics only: 'folders' (each image lies in a folder named like its class), or a CSV file."),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; the first GPU otherwise, or the CPU.")]
-WorkersOption = Annotated[int | None, typer.Option(help="Loader processes; as many as there are cores to spare.")]
+WorkersOption = Annotated[int | None, typer.Option(min=0, help="Loader processes; as many as cores to spare.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

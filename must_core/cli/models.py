@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from must_core.cli.told import DONE
+from must_core.cli.told import DONE, plain_console
 from must_core.models import ModelSupport, architectures, support_of, survey, weights_at_hand
 
 
@@ -34,13 +34,13 @@ def run(name: str | None, *, as_json: bool) -> int:
 
 
 def _print_one(found: ModelSupport, at_hand: dict[str, bool]) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console()
     console.print(f"{found.architecture}: {'masked training' if found.masked else 'self-training only'}")
     console.print(found.reason)
     grid = f", patches of {found.patch_size}, {found.num_layers} layers {found.width} wide" if found.masked else ""
     console.print(f"images of {found.image_size} pixels{grid}; {found.num_parameters / 1e6:.0f} M parameters")
     for address, here in at_hand.items():
-        console.print(f"  {address}  {'weights at hand' if here else 'weights not here'}", markup=False)
+        console.print(f"  {address}  {'weights at hand' if here else 'weights not here'}")
 
 
 def _print_all(found_all: list[ModelSupport]) -> None:
@@ -55,6 +55,10 @@ def _print_all(found_all: list[ModelSupport]) -> None:
             str(len(found.pretrained)),
             found.reason,
         )
-    Console().print(table)
+    table.columns[0].no_wrap = True
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
     masked = sum(found.masked for found in found_all)
     Console().print(f"{masked} of {len(found_all)} can be trained on masked images", highlight=False)

@@ -22,6 +22,11 @@ def told(body: Callable[[], int]) -> int:
         named = f" ({e.param})" if e.param else ""
         message = f"{e.code}{named}: {e.message}"
     except OSError as e:
-        message = f"cannot read the input: {e}"
-    Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
+        message = f"cannot read or write: {e}"
+    plain_console(stderr=True).print(message)
     return USAGE
+
+
+def plain_console(*, stderr: bool = False) -> Console:
+    """A console that prints what it is given: names of files and classes may look like markup."""
+    return Console(stderr=stderr, soft_wrap=True, markup=False, emoji=False, highlight=False)

@@ -7,14 +7,13 @@ import math
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from must_core.backbone import BaseModel
 from must_core.bundle import Bundle
 from must_core.errors import InvalidConfig
 from must_core.export.folder import README, new_folder, preprocess_config, write_classes
-from must_core.files import write_json
+from must_core.files import save_tensors, write_json
 
 CONFIG = "open_clip_config.json"
 MODEL = "open_clip_model.safetensors"
@@ -43,8 +42,8 @@ def export_open_clip(bundle: Bundle, base: BaseModel, folder: Path) -> None:
             staged / CONFIG,
             {"model_cfg": base.model_config, "preprocess_cfg": preprocess_config(bundle.preprocess)},
         )
-        save_file(_model_tensors(bundle, base), staged / MODEL)
-        save_file({"class_weights": _alone(bundle.classifier.classifier)}, staged / CLASS_WEIGHTS)
+        save_tensors(_model_tensors(bundle, base), staged / MODEL)
+        save_tensors({"class_weights": _alone(bundle.classifier.classifier)}, staged / CLASS_WEIGHTS)
         write_classes(staged, bundle)
         base.save_tokenizer(staged)
         (staged / README).write_text(_README, encoding="utf-8")

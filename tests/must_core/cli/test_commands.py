@@ -53,7 +53,7 @@ def test_the_run_folder_explains_itself(finished: Path) -> None:
     listed = {line.split("`")[1].rstrip("/") for line in (run / "README.md").read_text().splitlines() if "| `" in line}
     there = {path.name for path in run.iterdir()} - {"README.md"}
     assert there <= listed
-    assert listed - there == {"decoded"}  # gone, now that the run is finished
+    assert listed - there == {"checkpoints", "decoded"}  # gone, now that the run is finished
 
     request = json.loads((run / "request.json").read_text())
     assert request["num_images"] == NUM_IMAGES
@@ -222,3 +222,66 @@ def test_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(packed.PackedImages, "image", image)
     assert invoke(*adapt_arguments(tmp_path)).exit_code == 0
     assert len(opened) == 2 * NUM_IMAGES
+
+
+def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path: Path) -> None:
+    arguments = adapt_arguments(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "README.md").write_text("mine")
+    assert invoke(*arguments).exit_code == 64
+    assert (tmp_path / "run" / "README.md").read_text() == "mine"
+
+
+def test_wrong_input_leaves_no_folder_behind(tmp_path: Path) -> None:
+    assert invoke(*adapt_arguments(tmp_path), "--set", "epochs=zzz").exit_code == 64
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99", "mps", "cuda:x"])
+def test_a_device_that_is_not_here_is_told(tmp_path: Path, device: str) -> None:
+    result = invoke(*adapt_arguments(tmp_path), "--device", device)
+    assert result.exit_code == 64
+    assert result.stderr.startswith("unknown_device")
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(finished: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "a:cat:[red].png"
+    odd.write_bytes(sorted((finished / "images").rglob("*.png"))[0].read_bytes())
+    bundle = finished / "run" / "bundle"
+    answer = json.loads(invoke("classify", "--classifier", bundle, "--json", odd).stdout)
+    assert answer["file"] == str(odd)
+    assert str(odd) in invoke("classify", "--classifier", bundle, odd).stdout
+    exported = invoke("export", "--classifier", bundle, "--to", "onnx", "--output", tmp_path / "o[/x]")
+    assert exported.exit_code == 0
+    assert "o[/x]" in exported.stdout
+
+
+def test_a_missing_file_does_not_silence_the_others(finished: Path, tmp_path: Path) -> None:
+    fine = sorted((finished / "images").rglob("*.png"))[0]
+    result = invoke("classify", "--classifier", finished / "run" / "bundle", "--json", tmp_path / "no.png", fine)
+    assert result.exit_code == 1
+    missing, answered = map(json.loads, result.stdout.splitlines())
+    assert "error" in missing
+    assert "predictions" in answered
+
+
+def test_labels_of_no_image_are_told(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("filename,label\nelsewhere/0.png,red\n")
+    result = invoke(
+        "evaluate", "--classifier", finished / "run" / "bundle", "--images", finished / "images", "--workers", 0,
+        "--labels", tmp_path / "labels.csv",
+    )  # fmt: skip
+    assert result.exit_code == 64
+    assert "none of them belongs to an image" in result.stderr
+
+
+def test_settings_are_read_as_they_are_printed(tmp_path: Path) -> None:
+    result = invoke(*adapt_arguments(tmp_path), "--set", "masking=False", "--set", "horizontal_flip=True")
+    assert result.exit_code == 0, result.output
+    assert "masking = False: As requested." in result.stdout
+
+
+def test_class_names_that_look_alike_are_told(tmp_path: Path) -> None:
+    arguments = adapt_arguments(tmp_path)
+    (tmp_path / "classes.txt").write_text("red\nr\u0435d\n", encoding="utf-8")
+    assert "warning:" in invoke(*arguments).stderr

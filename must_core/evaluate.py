@@ -137,6 +137,33 @@ class Tally:
         yield "num_labelled", float(num_labelled)
 
 
+def count_into(
+    tally: Tally,
+    classifier: nn.Module,
+    images: Sequence[Path] | ImageSource,
+    preprocess: Preprocess,
+    labels_N: Tensor | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = _BATCH,
+    num_workers: int = 0,
+) -> Iterator[int]:
+    """Classify images and add them to a tally; yields how many are done after each batch, and keeps no logits.
+
+    Raises `ValueError` when ``labels_N`` are not as many as the images.
+    """
+    if labels_N is not None and len(labels_N) != len(images):
+        raise ValueError("there must be a label for each image")
+    start = 0
+    for logits_BK in logits_batches(
+        classifier, images, preprocess, device=device, batch_size=batch_size, num_workers=num_workers
+    ):
+        end = start + len(logits_BK)
+        tally.add(logits_BK, None if labels_N is None else labels_N[start:end])
+        start = end
+        yield end
+
+
 def evaluate(
     classifier: nn.Module,
     images: Sequence[Path] | ImageSource,
@@ -147,20 +174,12 @@ def evaluate(
     batch_size: int = _BATCH,
     num_workers: int = 0,
 ) -> Iterator[tuple[str, float]]:
-    """Classify images and yield `summary`'s metrics, then `accuracy`'s where there are labels; keeps no logits.
-
-    Whoever wants a sign of life between batches feeds a `Tally` from `logits_batches` instead. Raises `ValueError`
-    when ``labels_N`` are not as many as the images.
-    """
-    if labels_N is not None and len(labels_N) != len(images):
-        raise ValueError("there must be a label for each image")
-    tally, start = Tally(), 0
-    for logits_BK in logits_batches(
-        classifier, images, preprocess, device=device, batch_size=batch_size, num_workers=num_workers
+    """Classify images and yield `summary`'s metrics, then `accuracy`'s where there are labels; see `count_into`."""
+    tally = Tally()
+    for _ in count_into(
+        tally, classifier, images, preprocess, labels_N, device=device, batch_size=batch_size, num_workers=num_workers
     ):
-        end = start + len(logits_BK)
-        tally.add(logits_BK, None if labels_N is None else labels_N[start:end])
-        start = end
+        pass
     yield from tally.summary()
     yield from tally.accuracy()
 

@@ -25,13 +25,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write safetensors, readable for whom the umask says; raises `OSError` when that fails, as other writes do."""
+    path.touch()
+    mode = path.stat().st_mode  # safetensors puts a private file in its place
     try:
         save_file(dict(tensors), path)
     except SafetensorError as e:
         raise OSError(f"{path.name} could not be written: {e}") from e
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    path.chmod(mode)
 
 
 def publish_folder(staged: Path, final: Path) -> None:

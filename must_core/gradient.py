@@ -93,9 +93,9 @@ class BatchGradient:
         """Run forward and backward over this process's ``share``, ``part_size`` images at a time.
 
         ``in_parts`` says whether some rank needs more than one part: that costs a second forward pass of the student,
-        for p̄, on all of them. ``num_images`` and ``num_confident``
-        are those of the whole batch; ``previous_marginal_K`` is the fairness term's moving average or None. Returns
-        the losses of the whole batch, detached, and the average to give next time, if there is one.
+        for p̄, on all of them. ``num_images`` and ``num_confident`` are those of the whole batch;
+        ``previous_marginal_K`` is the fairness term's moving average or None. Returns the losses of the whole batch,
+        detached, and the average to give next time, if there is one.
         """
         parts = share.split(part_size)
         whole = _Whole(
@@ -117,7 +117,7 @@ class BatchGradient:
         """The part's share of the means, and fairness in full with the part's share of its gradient."""
         reconstruction = alignment = None
         fraction = len(part) / whole.num_images
-        with self._autocast(part.strong_BCHW):
+        with autocast(self._config, part.strong_BCHW):
             if part.mask is None:
                 logits_BK = self._synchronised(part.strong_BCHW)
             else:
@@ -152,7 +152,7 @@ class BatchGradient:
         """p̄ of the whole batch."""
         sums = []
         for part in parts:
-            with self._autocast(part.strong_BCHW):
+            with autocast(self._config, part.strong_BCHW):
                 logits_BK = self._student.masked_logits(part.strong_BCHW, part.mask)
             sums.append(objective.batch_marginal(logits_BK) * len(part))
         return self._ranks.sum(torch.stack(sums).sum(dim=0)) / num_images
@@ -174,9 +174,6 @@ class BatchGradient:
             return nullcontext()
         without: AbstractContextManager[None] = self._synchronised.no_sync()
         return without
-
-    def _autocast(self, images_BCHW: Tensor) -> torch.autocast:
-        return autocast(self._config, images_BCHW)
 
 
 def autocast(config: AdaptConfig, images_BCHW: Tensor) -> torch.autocast:

@@ -161,7 +161,9 @@ def run_adaptation(
     store = Checkpoints(folders.checkpoints, prepared.identity)
     if store.resume(run, folders.resume_from) is not None:
         yield Resumed(run.step_index)
-    images = yield from _decoded_once(request.images, folders, workers, ranks, stop)
+    images: Sequence[Path] | PackedImages | None = request.images
+    if run.step_index < run.total_steps:
+        images = yield from _decoded_once(request.images, folders, workers, ranks, stop)
     if images is None:
         yield Stopped(run.step_index)
         return
@@ -324,12 +326,16 @@ def _measured(
     stop: Callable[[], bool],
 ) -> Generator[Event, None, dict[str, float] | None]:
     """Accuracies; None when told to stop."""
-    tally, start = evaluate.Tally(), 0
-    for logits_BK in evaluate.logits_batches(
-        classifier, labelled.images, base.preprocess, device=device, num_workers=num_workers
+    tally = evaluate.Tally()
+    for _ in evaluate.count_into(
+        tally,
+        classifier,
+        labelled.images,
+        base.preprocess,
+        labelled.labels.labels_N,
+        device=device,
+        num_workers=num_workers,
     ):
-        tally.add(logits_BK, labelled.labels.labels_N[start : start + len(logits_BK)])
-        start += len(logits_BK)
         yield PhaseStarted("evaluating")
         if stop():
             return None

@@ -183,8 +183,7 @@ class _Shown:
                     if f"{name}_top1" in metrics:
                         console.print(
                             f"{name}: top-1 {metrics[f'{name}_top1']:.1%}, mean per class "
-                            f"{metrics[f'{name}_mean_per_class']:.1%} of {metrics[f'{name}_num_labelled']:.0f} images",
-                            highlight=False,
+                            f"{metrics[f'{name}_mean_per_class']:.1%} of {metrics[f'{name}_num_labelled']:.0f} images"
                         )
                 console.print(f"classifier in {path}; {self._folder.root / 'README.md'} says what else is there")
 

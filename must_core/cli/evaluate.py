@@ -11,7 +11,7 @@ from must_core.cli.inputs import Subject, read_labels
 from must_core.cli.told import DONE
 from must_core.data.loader import find_images
 from must_core.errors import InvalidConfig
-from must_core.evaluate import Tally, logits_batches
+from must_core.evaluate import Tally, count_into
 from must_core.parallel import local_device
 from must_core.workflow import default_num_workers
 
@@ -28,22 +28,23 @@ def run(
     labels_N = None
     if labels is not None:
         labels_N = read_labels(labels, images, subject.class_names, root=folder).labels_N
-    batches = logits_batches(
+    tally = Tally()
+    counted = count_into(
+        tally,
         subject.classifier,
         images,
         subject.preprocess,
+        labels_N,
         device=local_device(device),
         batch_size=_BATCH,
         num_workers=default_num_workers() if num_workers is None else num_workers,
     )
-    tally, start = Tally(), 0
     console = Console(stderr=True)
-    for logits_BK in track(
-        batches, "evaluating", total=-(-len(images) // _BATCH), console=console, disable=not console.is_terminal,
+    for _ in track(
+        counted, "evaluating", total=-(-len(images) // _BATCH), console=console, disable=not console.is_terminal,
         transient=True,
     ):  # fmt: skip
-        tally.add(logits_BK, None if labels_N is None else labels_N[start : start + len(logits_BK)])
-        start += len(logits_BK)
+        pass
     metrics = {"num_images": len(images), **dict(tally.summary()), **dict(tally.accuracy())}
     if as_json:
         Console(soft_wrap=True).print_json(json.dumps(metrics))

@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from must_core import __version__
 from must_core.backbone import Preprocess, build_visual
 from must_core.errors import CorruptArtifact
-from must_core.files import publish_folder, save_tensors, sha256_of, write_json
+from must_core.files import load_tensors, publish_folder, save_tensors, sha256_of, write_json
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec
 
@@ -88,7 +87,7 @@ def load_bundle(folder: Path) -> Bundle:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if sha256_of(folder / WEIGHTS) != manifest["weights_sha256"]:
             raise CorruptArtifact("The weights are not those that were written.")
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_tensors(folder / WEIGHTS)
         visual = build_visual(manifest["visual"])
         visual.load_state_dict({k.removeprefix("visual."): t for k, t in tensors.items() if k.startswith("visual.")})
         classifier = serving_classifier(visual, tensors["classifier"], logit_scale=manifest["logit_scale"])

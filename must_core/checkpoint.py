@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from must_core.adaptation import Adaptation
 from must_core.errors import CorruptArtifact
-from must_core.files import publish_folder, save_tensors, sha256_of, write_json
+from must_core.files import load_tensors, publish_folder, save_tensors, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ class Checkpoints:
                 raise CorruptArtifact(f"It belongs to another run, of other {', '.join(others)}.")
             if sha256_of(path / _STATE) != digest:
                 raise CorruptArtifact("Its bytes are not those that were written.")
-            state = load_file(path / _STATE)
+            state = load_tensors(path / _STATE)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
             raise CorruptArtifact("It cannot be read.") from e
         if any(name not in state or state[name].shape != t.shape for name, t in run.tensors().items()):

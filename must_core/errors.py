@@ -25,6 +25,12 @@ class InvalidConfig(MustError):
     code = "invalid_combination"
 
 
+class FailedElsewhere(MustError):
+    """Another process of the run cannot go on, and has said why."""
+
+    code = "failed_elsewhere"
+
+
 class UnknownModel(MustError):
     """A base model that open_clip does not know, or a folder that holds none."""
 

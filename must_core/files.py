@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 
@@ -19,8 +19,12 @@ def sha256_of(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON; whoever makes the file visible syncs it (see `publish_folder`)."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write readable JSON; whoever makes the file visible syncs it (see `publish_folder`).
+
+    Bytes of a path that are not UTF-8 are written as ``\\udce9``: who reads the JSON has the path that it was.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -32,6 +36,15 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     except SafetensorError as e:
         raise OSError(f"{path.name} could not be written: {e}") from e
     path.chmod(mode)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read safetensors; raises `OSError` or `SafetensorError`."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # safetensors opens no such path
+        return load(path.read_bytes())
+    return load_file(path)
 
 
 def publish_folder(staged: Path, final: Path) -> None:

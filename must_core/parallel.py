@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from must_core.errors import InvalidConfig
+from must_core.errors import FailedElsewhere, InvalidConfig, MustError
 
 T = TypeVar("T")
 
@@ -77,6 +77,27 @@ class Ranks:
         if self.world_size == 1:
             return flags
         return tuple(map(bool, self.sum(torch.tensor(flags, dtype=torch.int32)).tolist()))
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """What one process finds wrong within the block ends all of them, at the end of it.
+
+        The first of those with an error of this library or an `OSError` raises it, the others `FailedElsewhere`: it is
+        said once, and nobody waits for a process that is gone.
+        """
+        if self.world_size == 1:
+            yield
+            return
+        error: MustError | OSError | None = None
+        try:
+            yield
+        except (MustError, OSError) as e:
+            error = e
+        failed = self.any(*(error is not None and rank == self.rank for rank in range(self.world_size)))
+        if error is not None and not any(failed[: self.rank]):
+            raise error
+        if any(failed):
+            raise FailedElsewhere("Another process of this run cannot go on.")
 
     def agreed(self, value: T) -> T:
         """The first process's value, on all of them; any picklable object."""

@@ -1,14 +1,18 @@
 """A run's folder on disk, made so that whoever opens it a year later knows what it is."""
 
+import fcntl
 import json
+import logging
 import platform
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,7 +24,10 @@ from must_core.errors import InvalidConfig
 from must_core.files import write_json
 from must_core.workflow import Chosen, Completed, Event, Resumed, RunFolders
 
+logger = logging.getLogger(__name__)
+
 _REQUEST = "request.json"
+_LOCK = "lock"
 
 _README = """\
 # An adaptation by MUST (masked unsupervised self-training)
@@ -35,6 +42,7 @@ _README = """\
 | `decoded/` | pixels of the images, while the run is not finished; may be deleted |
 | `bundle/` | the adapted classifier, once the run is finished |
 | `metrics.json` | what changed and, where labels were given, accuracies, once the run is finished |
+| `lock` | empty; keeps a second command out while one writes here |
 
 ```sh
 must classify --classifier bundle IMAGE…
@@ -45,11 +53,17 @@ must export --classifier bundle --to open_clip --output FOLDER
 
 
 class RunFolder:
-    """Writes what happens in a run into ``root``; a run that goes on in the same folder adds to it."""
+    """Writes what happens in a run into ``root``; a run that goes on in the same folder adds to it.
+
+    One process at a time: from `start` on, and from `require_free` on where a run is there already, the folder is held
+    until `close` or the process's end.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._writer: SummaryWriter | None = None
+        self._held = False
+        self._open = ExitStack()
 
     @property
     def folders(self) -> RunFolders:
@@ -59,15 +73,19 @@ class RunFolder:
         )
 
     def require_free(self) -> None:
-        """Raise `InvalidConfig` ``output`` when a finished run lies in the folder, or something that is no run."""
+        """Raise `InvalidConfig` ``output`` for a folder with a finished run, one that goes on, or what is no run."""
         if self.folders.bundle.exists():
             raise InvalidConfig(f"{self.folders.bundle} is there already; name another folder.", param="output")
-        if self.root.exists() and not (self.root / _REQUEST).exists() and any(self.root.iterdir()):
+        if (self.root / _REQUEST).exists():
+            self._hold()
+        elif self.root.exists() and any(path.name != _LOCK for path in self.root.iterdir()):
             raise InvalidConfig(f"{self.root} holds something else; name another folder.", param="output")
 
     def start(self, request: Mapping[str, Any]) -> None:
-        """Make the folder and say what it is."""
+        """Make the folder and say what it is. Raises as `require_free`: another may have come in the meantime."""
         self.root.mkdir(parents=True, exist_ok=True)
+        self._hold()
+        self.require_free()
         (self.root / "README.md").write_text(_README, encoding="utf-8")
         software = {name: version(name) for name in ("torch", "open_clip_torch", "timm", "pillow")}
         write_json(
@@ -99,9 +117,28 @@ class RunFolder:
                     self._curves().add_scalar(f"result/{name}", value)
 
     def close(self) -> None:
-        """Write out what is still in memory."""
-        if self._writer is not None:
-            self._writer.close()
+        """Write out what is still in memory, and let others have the folder."""
+        self._open.close()
+        self._writer, self._held = None, False
+
+    def _hold(self) -> None:
+        """Keep other processes out.
+
+        By a lock of the process: one of the open file (``flock``) would be shared with the loader processes, which
+        outlive a run that was killed by some seconds.
+        """
+        if self._held:
+            return
+        file = self._open.enter_context((self.root / _LOCK).open("ab"))
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as e:
+            raise InvalidConfig(
+                f"Another run is writing to {self.root}; wait for its end, or name another folder.", param="output"
+            ) from e
+        except OSError as e:
+            logger.warning("no locks on this file system (%s): two runs in one folder would not be noticed", e.strerror)
+        self._held = True
 
     def _add(self, progress: Progress) -> None:
         curves = self._curves()
@@ -114,5 +151,18 @@ class RunFolder:
     def _curves(self, purge_step: int | None = None) -> SummaryWriter:
         if self._writer is None:
             # Points after purge_step were of steps that are now done again.
-            self._writer = SummaryWriter(str(self.root / "tensorboard"), purge_step=purge_step)
+            self._writer = SummaryWriter(self._tensorboard(), purge_step=purge_step)
+            self._open.callback(self._writer.close)
         return self._writer
+
+    def _tensorboard(self) -> str:
+        """The folder of the curves, by a name that TensorBoard can write to: it takes none that is not UTF-8."""
+        folder = self.root / "tensorboard"
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError:
+            folder.mkdir(exist_ok=True)
+            link = Path(self._open.enter_context(TemporaryDirectory(prefix="must-"))) / "tensorboard"
+            link.symlink_to(folder.absolute(), target_is_directory=True)
+            return str(link)
+        return str(folder)

@@ -145,8 +145,10 @@ def run_adaptation(
     workers = default_num_workers() if num_workers is None else num_workers
 
     yield PhaseStarted("preparing")
-    base = load_base(request.base_model)
-    prepared = (yield from _prepared(request, base, device, workers, stop)) if ranks.first else None
+    with ranks.failing_together():
+        _require_compiler(request, device)
+        base = load_base(request.base_model)
+        prepared = (yield from _prepared(request, base, device, workers, stop)) if ranks.first else None
     prepared = ranks.agreed(prepared)
     if prepared is None:
         yield Stopped(0)
@@ -154,10 +156,11 @@ def run_adaptation(
     yield Chosen(prepared.choices)
     config = prepared.config
 
+    with ranks.failing_together():
+        ranks.share_of(config.batch_size)
+        num_steps = steps_per_epoch(len(request.images), config.batch_size)
     student = Student.from_base(base, prepared.class_weights_DK, seed=request.seed).to(device)
-    run = Adaptation(
-        student, config, steps_per_epoch=steps_per_epoch(len(request.images), config.batch_size), ranks=ranks
-    )
+    run = Adaptation(student, config, steps_per_epoch=num_steps, ranks=ranks)
     store = Checkpoints(folders.checkpoints, prepared.identity)
     if store.resume(run, folders.resume_from) is not None:
         yield Resumed(run.step_index)
@@ -249,6 +252,21 @@ def run_identity(request: AdaptRequest, config: AdaptConfig) -> dict[str, str]:
         "classes": hashlib.sha256(json.dumps(spoken, sort_keys=True).encode()).hexdigest(),
         "images": ImageList.of(request.images).digest(),
     }
+
+
+def _require_compiler(request: AdaptRequest, device: str) -> None:
+    """Raise `InvalidConfig` where torch.compile would find, minutes later, no compiler for the CPU."""
+    if request.hyperparameters.get("compiled") is not True or device != "cpu":
+        return
+    from torch._inductor import cpp_builder, exc  # noqa: PLC0415 - takes seconds to load
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as e:
+        raise InvalidConfig(
+            "On a CPU, compiled=true needs a C++ compiler: install g++, or name another one in CXX, or leave it out.",
+            param="compiled",
+        ) from e
 
 
 def _prepared(

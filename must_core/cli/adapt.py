@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from must_core import adapt as loop
 from must_core.cli.inputs import choose_templates, find_preset, read_labels
-from must_core.cli.told import DONE, STOPPED, plain_console
+from must_core.cli.told import DONE, STOPPED, plain_console, told
 from must_core.data.loader import find_images
 from must_core.errors import InvalidConfig
 from must_core.parallel import Ranks, joined, local_device
@@ -58,17 +58,26 @@ class AdaptOptions:
 
 def run(options: AdaptOptions) -> int:
     """Adapt; the exit status says whether it is done or stopped."""
+    with stop_on_signals() as stop_requested:
+        # Told in here: torchrun ends the other processes by a signal as soon as one is gone.
+        return told(lambda: _joined(options, stop_requested))
+
+
+def _joined(options: AdaptOptions, stop_requested: Callable[[], bool]) -> int:
     device = local_device(options.device)
-    with stop_on_signals() as stop_requested, joined(device) as ranks:
-        return _adapt(options, device, ranks, stop_requested)
+    with joined(device) as ranks, closing(RunFolder(options.output)) as folder:
+        return _adapt(options, folder, device, ranks, stop_requested)
 
 
-def _adapt(options: AdaptOptions, device: str, ranks: Ranks, stop_requested: Callable[[], bool]) -> int:
-    request = _request(options)
-    folder = RunFolder(options.output)
+def _adapt(
+    options: AdaptOptions, folder: RunFolder, device: str, ranks: Ranks, stop_requested: Callable[[], bool]
+) -> int:
+    with ranks.failing_together():
+        request = _request(options)
+        if ranks.first:
+            folder.require_free()
     shown = _Shown(folder, drawn=ranks.first)
     if ranks.first:
-        folder.require_free()
         for warning in class_warnings(request.classes):
             plain_console(stderr=True).print(f"warning: {warning.message}")
     events = run_adaptation(
@@ -81,11 +90,13 @@ def _adapt(options: AdaptOptions, device: str, ranks: Ranks, stop_requested: Cal
         ranks=ranks,
     )
     status = DONE
-    with closing(folder), shown.bar:
+    with shown.bar:
         for event in events:
+            if isinstance(event, Chosen):  # from here on the input is known to be right
+                with ranks.failing_together():
+                    if ranks.first:
+                        folder.start(_described(options, request, ranks))
             if ranks.first:
-                if isinstance(event, Chosen):  # from here on the input is known to be right
-                    folder.start(_described(options, request, ranks))
                 folder.record(event)
                 shown.show(event)
             if isinstance(event, loop.Stopped):
@@ -181,10 +192,7 @@ class _Shown:
                 console.print(f"{metrics['changed_answers']:.1%} of the answers changed")
                 for name in ("zero_shot", "student", "teacher"):
                     if f"{name}_top1" in metrics:
-                        console.print(
-                            f"{name}: top-1 {metrics[f'{name}_top1']:.1%}, mean per class "
-                            f"{metrics[f'{name}_mean_per_class']:.1%} of {metrics[f'{name}_num_labelled']:.0f} images"
-                        )
+                        console.print(_accuracy(name, metrics))
                 console.print(f"classifier in {path}; {self._folder.root / 'README.md'} says what else is there")
 
     def _show_progress(self, progress: loop.Progress) -> None:
@@ -196,6 +204,16 @@ class _Shown:
             left = self.bar.tasks[0].time_remaining
             until = f", {timedelta(seconds=round(left))} left" if left is not None else ""
             self._console.print(f"step {progress.step} of {progress.total_steps}: {note}{until}")
+
+
+def _accuracy(name: str, metrics: dict[str, float]) -> str:
+    def share(metric: str) -> str:
+        return f"{metrics[f'{name}_{metric}']:.1%}"
+
+    return (
+        f"{name}: top-1 {share('top1')} (95 % interval {share('top1_low')} to {share('top1_high')}), "
+        f"mean per class {share('mean_per_class')}; {metrics[f'{name}_num_labelled']:.0f} labelled images"
+    )
 
 
 @contextmanager

@@ -18,6 +18,25 @@ from must_core.workflow import default_num_workers
 _BATCH = 64
 
 
+def require_use(
+    *, classifier: Path | None, classes: Path | None, templates: Path | None, preset: str | None, headline: bool
+) -> None:
+    """Raise `InvalidConfig` for an option that would change nothing.
+
+    ``headline`` says whether accuracies are shown with the preset's metric standing out.
+    """
+    if classifier is not None:
+        for name, file in (("classes", classes), ("templates", templates)):
+            if file is not None:
+                raise InvalidConfig(f"A classifier has its own {name}; leave --{name} out.", param=name)
+    if preset is not None and not headline and (classifier is not None or templates is not None):
+        raise InvalidConfig(
+            "A preset has prompts for a model without --templates, and a metric to stand out in a table of accuracies "
+            "(--labels, without --json); here it would do nothing.",
+            param="preset",
+        )
+
+
 def run(
     subject: Subject, folder: Path, labels: str | None, *, device: str | None, num_workers: int | None, as_json: bool
 ) -> int:

@@ -125,9 +125,12 @@ def evaluate(
     json: JsonOption = False,
 ) -> int:
     """Measure a classifier on a folder of images: accuracies where labels are given, and what can be said without."""
-    from must_core.cli.evaluate import run
+    from must_core.cli.evaluate import require_use, run
     from must_core.cli.inputs import open_classifier
 
+    require_use(
+        classifier=classifier, classes=classes, templates=templates, preset=preset, headline=bool(labels and not json)
+    )
     subject = open_classifier(classifier, model, classes, templates, preset, device=device)
     return run(subject, images, labels, device=device, num_workers=workers, as_json=json)
 

@@ -1,10 +1,12 @@
 """How a command's errors reach the person who typed it."""
 
+import io
+import sys
 from collections.abc import Callable
 
 from rich.console import Console
 
-from must_core.errors import MustError
+from must_core.errors import FailedElsewhere, MustError
 
 DONE = 0
 SOME_FAILED = 1
@@ -16,8 +18,12 @@ USAGE = 64
 
 def told(body: Callable[[], int]) -> int:
     """Run a command; an error that the person can do something about becomes a line on stderr and `USAGE`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: paths need not be UTF-8
     try:
         return body()
+    except FailedElsewhere:
+        return USAGE  # the process that failed says why
     except MustError as e:
         named = f" ({e.param})" if e.param else ""
         message = f"{e.code}{named}: {e.message}"

@@ -104,6 +104,14 @@ class ImageList(Sequence[Path]):
             total.update(b"%b\0%d\0" % (path[start:], os.stat(path).st_size))  # noqa: PTH116 - bytes
         return total.hexdigest()
 
+    def name(self, index: int) -> str:
+        """A path as it can be written anywhere: from the folder on that all images share, which is named too.
+
+        Bytes that are not UTF-8 are written as ``\\xe9``.
+        """
+        start = self._common_folder().rstrip(b"/").rfind(b"/") + 1
+        return self._encoded(index)[start:].decode("utf-8", "backslashreplace")
+
     def __len__(self) -> int:
         return len(self._folder_of)
 

@@ -54,11 +54,10 @@ class ImageFiles:
         return len(self.paths)
 
     def image(self, index: int) -> Image.Image:
-        path = self.paths[index]
         try:
-            return decode_rgb(path).image
+            return decode_rgb(self.paths[index]).image
         except ImageRejected as e:
-            raise UnreadableImage(f"{printable_name(path)}: {e.detail} ({e.code})") from e
+            raise unreadable(self.paths.name(index), e) from e
 
 
 def image_source(images: Sequence[Path] | ImageSource) -> ImageSource:
@@ -66,9 +65,9 @@ def image_source(images: Sequence[Path] | ImageSource) -> ImageSource:
     return images if isinstance(images, ImageSource) else ImageFiles(images)
 
 
-def printable_name(path: Path) -> str:
-    """A file's name as text that can be written anywhere; bytes that are not UTF-8 as ``\\xe9``."""
-    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
+def unreadable(name: str, rejected: ImageRejected) -> UnreadableImage:
+    """The error for an image of this name (`ImageList.name`)."""
+    return UnreadableImage(f"{name}: {rejected.detail} ({rejected.code})")
 
 
 def find_images(folder: Path) -> ImageList:

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from must_core.data.image_list import ImageList
 from must_core.data.images import ImageLimits, ImageRejected, probe
-from must_core.data.loader import ImageFiles, ImageSource, loaded, printable_name, readable
+from must_core.data.loader import ImageFiles, ImageSource, loaded, readable, unreadable
 from must_core.errors import CorruptArtifact, InvalidConfig, UnreadableImage
 from must_core.files import publish_folder, write_json
 
@@ -155,13 +155,13 @@ def packed_bytes(paths: Sequence[Path], *, max_short_side: int | None = None, lo
     header cannot be read.
     """
     step = max(1, -(-len(paths) // look_at_most))
-    looked_at = paths[::step]
+    looked_at = ImageList.of(paths)[::step]
     total = 0
-    for path in looked_at:
+    for number, path in enumerate(looked_at):
         try:
             info = probe(path, _NO_LIMITS)
         except ImageRejected as e:
-            raise UnreadableImage(f"{printable_name(path)}: {e.detail} ({e.code})") from e
+            raise unreadable(looked_at.name(number), e) from e
         total += 3 * math.prod(_packed_size(info.width, info.height, max_short_side))
     return total * len(paths) // max(1, len(looked_at))
 

@@ -1,6 +1,7 @@
 """The loop: the same bits however often it is interrupted, and no surprise in bad weather."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,12 @@ def test_checkpoints_are_bounded_and_a_damaged_one_is_passed_over(
     assert Checkpoints(tmp_path, {**IDENTITY, "images": "others"}).resume(make_run()) is None
 
 
+def test_checkpoints_may_lie_where_the_path_is_not_utf_8(make_run: Callable[..., Adaptation], tmp_path: Path) -> None:
+    store = Checkpoints(tmp_path / os.fsdecode(b"caf\xe9"), IDENTITY)
+    saved = store.save(make_run())
+    assert store.resume(make_run()) == saved
+
+
 def test_a_crash_while_writing_leaves_the_previous_checkpoint(
     make_run: Callable[..., Adaptation], base: BaseModel, images: list[Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -179,7 +186,7 @@ def test_a_damaged_image_is_named(
 ) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    with pytest.raises(UnreadableImage, match=r"^broken\.png: "):
+    with pytest.raises(UnreadableImage, match=rf"/{tmp_path.name}/broken\.png: "):
         list(adapt(make_run(), [*images[:-1], broken], base.preprocess, num_workers=num_workers))
 
 

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ from app.cli.main import app as must
 from must_core.bundle import load_bundle
 from must_core.cli.main import app
 from must_core.config import HYPERPARAMETERS
+from must_core.errors import InvalidConfig
+from must_core.run_folder import RunFolder
+from tests.support import torchrun
 from tests.support.tiny import CLASSES, make_base, make_images
 
 NUM_IMAGES = 24
@@ -285,3 +290,135 @@ def test_class_names_that_look_alike_are_told(tmp_path: Path) -> None:
     arguments = adapt_arguments(tmp_path)
     (tmp_path / "classes.txt").write_text("red\nr\u0435d\n", encoding="utf-8")
     assert "warning:" in invoke(*arguments).stderr
+
+
+def test_a_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = [*adapt_arguments(tmp_path), "--set", "epochs=10000", "--workers", 1]
+    first = subprocess.Popen([sys.executable, "-m", "must_core", *map(str, arguments)], stdout=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while not (run / "progress.jsonl").exists():
+            assert first.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        request = (run / "request.json").read_bytes()
+        second = invoke(*arguments)
+        assert second.exit_code == 64
+        assert second.stderr == (
+            f"invalid_combination (output): Another run is writing to {run}; "
+            "wait for its end, or name another folder.\n"
+        )
+        assert (run / "request.json").read_bytes() == request
+    finally:
+        first.kill()
+        first.wait()
+    # At once: its loader process lives on for some seconds.
+    RunFolder(run).require_free()
+
+
+def test_a_run_that_came_in_between_is_noticed(tmp_path: Path) -> None:
+    late = RunFolder(tmp_path / "run")
+    late.require_free()
+    program = (
+        "import sys; from pathlib import Path; from must_core.run_folder import RunFolder; "
+        "folder = RunFolder(Path(sys.argv[1])); folder.start({}); print('started', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"started\n"
+        with pytest.raises(InvalidConfig, match="Another run is writing"):
+            late.start({})
+    late.start({})
+    late.close()
+
+
+def test_a_lock_alone_does_not_make_a_folder_something_else(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    RunFolder(tmp_path).require_free()
+
+
+def test_compiling_without_a_compiler_is_told(tmp_path: Path) -> None:
+    from torch._inductor import config  # noqa: PLC0415 - takes seconds to load
+
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        result = invoke(*adapt_arguments(tmp_path), "--set", "compiled=true", "--device", "cpu")
+    assert result.exit_code == 64
+    assert result.stderr.startswith("invalid_combination (compiled): ")
+    assert "g++" in result.stderr
+
+
+def test_paths_need_not_be_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    result = invoke(*adapt_arguments(folder), "--model", make_base(tmp_path / "base"))
+    assert result.exit_code == 0, result.output
+    run = folder / "run"
+    assert f"{tmp_path}/caf\\udce9/run/bundle" in result.stdout
+    assert json.loads((run / "request.json").read_text())["images"] == str(folder / "images")
+    assert [path.name.split(".")[0] for path in (run / "tensorboard").iterdir()] == ["events"]
+    evaluated = invoke("evaluate", "--classifier", run / "bundle", "--images", folder / "images", "--workers", 0)
+    assert evaluated.exit_code == 0, evaluated.output
+    board = EventAccumulator(str(run.rename(tmp_path / "run") / "tensorboard"))
+    board.Reload()
+    assert board.Scalars("training/loss")
+
+
+def test_accuracies_are_shown_with_their_interval(tmp_path: Path) -> None:
+    result = invoke(*adapt_arguments(tmp_path), "--labels", "folders")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    low, high = (f"{metrics[f'teacher_top1_{end}']:.1%}" for end in ("low", "high"))
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("teacher: ")]
+    assert f"(95 % interval {low} to {high})" in line
+    assert line.endswith(f"; {NUM_IMAGES} labelled images")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--classifier", "run/bundle", "--classes", "classes.txt"], "classes"),
+        (["--classifier", "run/bundle", "--templates", "templates.txt"], "templates"),
+        (["--classifier", "run/bundle", "--preset", "pets"], "preset"),
+        (["--classifier", "run/bundle", "--preset", "pets", "--labels", "folders", "--json"], "preset"),
+        (
+            ["--model", "local-dir:base", "--classes", "classes.txt", "--templates", "t.txt", "--preset", "pets"],
+            "preset",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], named: str
+) -> None:
+    monkeypatch.chdir(finished)
+    for name in ("templates.txt", "t.txt"):
+        Path(name).write_text("a photo of a {}.")
+    result = invoke("evaluate", "--images", "images", "--workers", 0, *options)
+    assert result.exit_code == 64
+    assert result.stderr.startswith(f"invalid_combination ({named}): ")
+
+
+def test_a_preset_makes_its_metric_stand_out(finished: Path) -> None:
+    result = invoke(
+        "evaluate", "--images", finished / "images", "--workers", 0, "--classifier", finished / "run" / "bundle",
+        "--preset", "pets", "--labels", "folders",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("classes", "setting", "code"),
+    [
+        pytest.param("cat", "epochs=1", "too_few_classes", id="every rank finds it"),
+        pytest.param("cat\ndog", "no_such=1", "unknown_field", id="the first rank finds it"),
+    ],
+)
+def test_ranks_say_once_what_is_wrong(tmp_path: Path, classes: str, setting: str, code: str) -> None:
+    arguments = [*adapt_arguments(tmp_path), "--set", setting]
+    (tmp_path / "classes.txt").write_text(classes)
+    process = torchrun.start(["-m", "must_core", *map(str, arguments)], processes=2)
+    printed, _ = process.communicate(timeout=90)
+    assert process.returncode != 0
+    assert len([line for line in printed.splitlines() if line.startswith(code)]) == 1, printed
+    assert "Connection closed" not in printed
+    assert not (tmp_path / "run").exists()

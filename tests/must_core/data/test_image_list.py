@@ -188,3 +188,12 @@ def test_a_million_paths_fit_the_promise() -> None:
     """The control: objects, of which fewer are made here to save time, would not."""
     assert growth_mb("compact", NUM_PATHS) < PROMISED_MB
     assert growth_mb("objects", NUM_PATHS // 6) * 6 > PROMISED_MB
+
+
+def test_names_tell_folders_apart_and_can_be_printed() -> None:
+    train = ImageList.of([Path("/data/train/red/1.png"), Path(os.fsdecode(b"/data/train/caf\xe9/1.png"))])
+    assert [train.name(0), train.name(1)] == ["train/red/1.png", "train/caf\\xe9/1.png"]
+    assert ImageList.of([Path("/data/test/1.png")]).name(0) == "test/1.png"
+    apart = ImageList.of([Path("a/1.png"), Path("b/1.png"), Path("2.png")])
+    assert [apart.name(i) for i in range(3)] == ["a/1.png", "b/1.png", "2.png"]
+    assert ImageList.of([Path("/a/1.png"), Path("/2.png")]).name(1) == "/2.png"

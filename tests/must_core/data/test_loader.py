@@ -157,7 +157,7 @@ def test_a_damaged_image_is_named_and_nothing_else_said(tmp_path: Path, num_work
     ):
         with pytest.raises(UnreadableImage) as caught:
             list(iterator)
-        assert caught.value.message == "caf\\xe9.png: The image cannot be decoded. (image_corrupt)"
+        assert caught.value.message == f"{tmp_path.name}/caf\\xe9.png: The image cannot be decoded. (image_corrupt)"
 
 
 def test_finding_images_gives_a_compact_list(paths: list[Path]) -> None:

@@ -5,7 +5,7 @@ Shapes: B images.
 
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Container, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +62,14 @@ def adapt(
     checkpoints: Checkpoints | None = None,
     checkpoint_interval_s: float = 60.0,
     report_interval_s: float = 0.5,
+    milestones: Container[int] = (),
     stop: Callable[[], bool] = lambda: False,
     num_workers: int = 0,
 ) -> Generator[Report, None, None]:
     """Train to the end of the last epoch, from wherever ``run`` is.
 
-    ``stop`` is asked after each step; when it says yes, a checkpoint is saved and `Stopped` is the last report.
+    After each step of ``milestones`` there is a report and, with ``checkpoints``, a checkpoint. ``stop`` is asked after
+    each step; when it says yes, a checkpoint is saved and `Stopped` is the last report.
     Afterwards ``run.teacher`` is the adapted classifier. Raises `Diverged` when the loss is not a finite number; what
     is saved then is older than that.
 
@@ -83,11 +85,12 @@ def adapt(
 
             # Report. What depends on a clock is the first rank's to decide.
             finished = run.step_index == run.total_steps
+            milestone = finished or run.step_index in milestones
             due = checkpoints is not None and time.monotonic() - saved_at >= checkpoint_interval_s
             stopping, reporting, saving = ranks.any(
                 not finished and stop(),
-                finished or (ranks.first and meter.seconds >= report_interval_s),
-                finished or (ranks.first and due),
+                milestone or (ranks.first and meter.seconds >= report_interval_s),
+                milestone or (ranks.first and due),
             )
             saving = checkpoints is not None and (saving or stopping)
             if reporting or saving:

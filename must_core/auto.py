@@ -35,6 +35,8 @@ class Evidence:
     num_classes: int
     flip_disagreement: float
     """Share of images whose zero-shot answer changes when they are mirrored, 0 to 1."""
+    crop_disagreement: float = 0.0
+    """The same when they are cropped a little, which changes nothing that matters."""
 
 
 def check_fit(requested: Mapping[str, Any], base: BaseModel) -> None:
@@ -99,12 +101,7 @@ def choose(
         0.7 if small else 0.3,
         "Small images have little to cut away." if small else "The paper's value.",
     )
-    flip = evidence.flip_disagreement
-    settle(
-        "horizontal_flip",
-        value=flip < 0.1,
-        reason=f"Mirroring changes the base model's answer for {flip:.0%} of the images.",
-    )
+    settle("horizontal_flip", *_flip(evidence))
     settle("rand_augment", "rand-m9-mstd0.5-inc1", "The paper's value.")
     settle("precision", "float32", "Exact; bfloat16 is faster where the processor has it.")
     settle("compiled", value=False, reason="Exact; compiling is faster on GPUs.")
@@ -143,6 +140,13 @@ def _mask_patch(image: int, patch: int) -> tuple[int, str]:
     if image % (2 * patch) == 0 and image // patch >= 8:
         return 2 * patch, "Two patches of the model, as in the paper."
     return patch, "One patch of the model: its image has few of them, or they do not pair up."
+
+
+def _flip(evidence: Evidence) -> tuple[bool, str]:
+    flip, crop = evidence.flip_disagreement, evidence.crop_disagreement
+    harmless = flip < 0.1 or flip <= 2 * crop
+    reason = f"Mirroring changes the base model's answer for {flip:.0%} of the images, a small crop for {crop:.0%}."
+    return harmless, reason
 
 
 def _batch_size(num_images: int) -> tuple[int, str]:

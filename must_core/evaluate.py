@@ -6,7 +6,7 @@ Shapes: N images, B images of a batch, K classes.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -40,17 +40,26 @@ def logits_batches(
 
 
 def logits_of(classifier: nn.Module, images_BCHW: Tensor) -> Tensor:
-    """Classify a batch: ``logits_BK``, float32 on the CPU; half after half where the GPU's memory is too small."""
+    """Classify a batch: ``logits_BK``, float32 on the CPU; see `in_memory`."""
+    (logits_BK,) = in_memory(lambda part_BCHW: (classifier(part_BCHW),), images_BCHW)
+    return logits_BK
+
+
+def in_memory(ask: Callable[[Tensor], tuple[Tensor, ...]], images_BCHW: Tensor) -> tuple[Tensor, ...]:
+    """What ``ask`` says of a batch, row by row, float32 on the CPU and without gradients.
+
+    Asked half by half where the GPU's memory is too small.
+    """
     try:
         with torch.inference_mode():
-            logits_BK: Tensor = classifier(images_BCHW).float().cpu()
-            return logits_BK
+            return tuple(rows.float().cpu() for rows in ask(images_BCHW))
     except torch.OutOfMemoryError:
         if len(images_BCHW) == 1:
             raise
     # Outside the handler: the exception's traceback keeps the failed attempt's tensors.
     torch.cuda.empty_cache()
-    return torch.cat([logits_of(classifier, half) for half in images_BCHW.chunk(2)])
+    halves = [in_memory(ask, half_BCHW) for half_BCHW in images_BCHW.chunk(2)]
+    return tuple(torch.cat(rows) for rows in zip(*halves, strict=True))
 
 
 def predict(

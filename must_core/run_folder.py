@@ -41,6 +41,7 @@ _README = """\
 | `checkpoints/` | the newest two, while the run is not finished: the same command goes on from there |
 | `decoded/` | pixels of the images, while the run is not finished; may be deleted |
 | `bundle/` | the adapted classifier, once the run is finished |
+| `verdict.json` | whether it is better than zero-shot, decided without labels, and why (unless the guard was off) |
 | `metrics.json` | what changed and, where labels were given, accuracies, once the run is finished |
 | `lock` | empty; keeps a second command out while one writes here |
 
@@ -110,8 +111,10 @@ class RunFolder:
                 self._add(event)
             case CheckpointSaved():
                 self._curves().flush()
-            case Completed(_, metrics):
+            case Completed(_, metrics, verdict):
                 write_json(self.root / "metrics.json", metrics)
+                if verdict is not None:
+                    write_json(self.root / "verdict.json", verdict.to_dict())
                 shutil.rmtree(self.folders.checkpoints, ignore_errors=True)
                 for name, value in metrics.items():
                     self._curves().add_scalar(f"result/{name}", value)

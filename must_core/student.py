@@ -78,12 +78,12 @@ class Student(nn.Module):
     def forward(self, images_BCHW: Tensor, mask: PatchMask | None = None) -> Tensor | MaskedOutput:
         """Classify images; with a mask, also say what was in the hidden patches."""
         if mask is None:
-            return self._logits(self.features(images_BCHW))
+            return self.classify(self.features(images_BCHW))
         masked = self.tower.masked_features(images_BCHW, mask, self.mask_token.flatten())
         features_BD = self._unit(masked.pooled_BD)
         patch_BJW = self.ln_patch(masked.patch_BJW)
         return MaskedOutput(
-            logits_BK=self._logits(features_BD),
+            logits_BK=self.classify(features_BD),
             predicted_BJP=self.decoder(patch_BJW),
             patch_BJD=self._unit(self.tower.project(patch_BJW)),
             class_token_BD=features_BD,
@@ -92,14 +92,15 @@ class Student(nn.Module):
     def masked_logits(self, images_BCHW: Tensor, mask: PatchMask | None) -> Tensor:
         """``logits_BK`` alone, as calling with or without the mask gives them."""
         if mask is None:
-            return self._logits(self.features(images_BCHW))
+            return self.classify(self.features(images_BCHW))
         masked = self.tower.masked_features(images_BCHW, mask, self.mask_token.flatten())
-        return self._logits(self._unit(masked.pooled_BD))
+        return self.classify(self._unit(masked.pooled_BD))
 
     def _unit(self, vectors_D: Tensor) -> Tensor:
         return F.normalize(vectors_D.to(self.classifier.dtype), dim=-1)
 
-    def _logits(self, features_BD: Tensor) -> Tensor:
+    def classify(self, features_BD: Tensor) -> Tensor:
+        """``logits_BK`` of features of unit length."""
         # Not in bfloat16, whatever the tower runs in: of a logit of 25 it knows eighths.
         with torch.autocast(features_BD.device.type, enabled=False):
             return self.logit_scale * features_BD @ self.classifier

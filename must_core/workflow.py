@@ -12,16 +12,15 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from must_core import evaluate
-from must_core.adapt import CheckpointSaved, Progress, Stopped, adapt
+from must_core.adapt import CheckpointSaved, Progress, Report, Stopped, adapt
 from must_core.adaptation import Adaptation
 from must_core.auto import Choice, Evidence, choose
 from must_core.backbone import BaseModel, load_base
@@ -30,18 +29,21 @@ from must_core.checkpoint import Checkpoints
 from must_core.config import AdaptConfig
 from must_core.data.image_list import ImageList
 from must_core.data.labels import Labels
-from must_core.data.loader import evaluation_batches, steps_per_epoch
+from must_core.data.loader import steps_per_epoch
 from must_core.data.packed import PackedImages, packed_bytes, packing
 from must_core.errors import InvalidConfig
+from must_core.first_look import FirstLook, first_look
+from must_core.guard.panel import Panel, Split, hold_out, no_held_out
+from must_core.guard.verdict import Verdict, decide, too_few_images
+from must_core.guard.vetoes import Opinion, Veto
+from must_core.guard.watch import Watch
+from must_core.interpolation import half_way
 from must_core.parallel import SINGLE, Ranks, local_device
 from must_core.presets import Preset
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec, PromptEnsemble
 
 logger = logging.getLogger(__name__)
-
-LOOK_AT_MOST = 1024
-"""Images that choices and closing metrics are drawn from; more would cost time and change nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,8 @@ class AdaptRequest:
     """The paper's settings for what is missing in ``hyperparameters``."""
     seed: int = 0
     evaluation: LabelledImages | None = None
+    guarded: bool = True
+    """Hold images out of training and have the guard say whether the result is better than zero-shot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,26 +108,23 @@ class Resumed:
 
 
 @dataclass(frozen=True)
-class Completed:
-    """The bundle is written."""
+class RolledBack:
+    """The guard saw a collapse: training ended, and the teacher is that of ``to_step`` again, where there is one."""
 
-    bundle: Path
-    metrics: dict[str, float]
-
-
-Event = PhaseStarted | Chosen | Resumed | Progress | CheckpointSaved | Stopped | Completed
+    vetoes: tuple[Veto, ...]
+    to_step: int | None
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """What the first rank found out before training."""
+class Completed:
+    """The bundle is written. ``verdict`` says whether it is better than zero-shot; None when the guard was off."""
 
-    class_weights_DK: Tensor
-    zero_shot_NK: Tensor
-    """Of `LOOK_AT_MOST` images."""
-    config: AdaptConfig
-    choices: dict[str, Choice]
-    identity: dict[str, str]
+    bundle: Path
+    metrics: dict[str, float]
+    verdict: Verdict | None
+
+
+Event = PhaseStarted | Chosen | Resumed | Progress | CheckpointSaved | RolledBack | Stopped | Completed
 
 
 def run_adaptation(
@@ -141,91 +142,271 @@ def run_adaptation(
     The last event is `Completed`, or `Stopped` when ``stop`` said so. Raises this library's errors. With several
     ranks each runs this; the first prepares, saves, evaluates and publishes, and the others end after training.
     """
-    device = device or local_device()
-    workers = default_num_workers() if num_workers is None else num_workers
-
-    yield PhaseStarted("preparing")
-    with ranks.failing_together():
-        _require_compiler(request, device)
-        base = load_base(request.base_model)
-        prepared = (yield from _prepared(request, base, device, workers, stop)) if ranks.first else None
-    prepared = ranks.agreed(prepared)
-    if prepared is None:
-        yield Stopped(0)
-        return
-    yield Chosen(prepared.choices)
-    config = prepared.config
-
-    with ranks.failing_together():
-        ranks.share_of(config.batch_size)
-        num_steps = steps_per_epoch(len(request.images), config.batch_size)
-    student = Student.from_base(base, prepared.class_weights_DK, seed=request.seed).to(device)
-    run = Adaptation(student, config, steps_per_epoch=num_steps, ranks=ranks)
-    store = Checkpoints(folders.checkpoints, prepared.identity)
-    if store.resume(run, folders.resume_from) is not None:
-        yield Resumed(run.step_index)
-    images: Sequence[Path] | PackedImages | None = request.images
-    if run.step_index < run.total_steps:
-        images = yield from _decoded_once(request.images, folders, workers, ranks, stop)
-    if images is None:
-        yield Stopped(run.step_index)
-        return
-
-    yield PhaseStarted("training")
-    for report in adapt(
-        run,
-        images,
-        base.preprocess,
-        checkpoints=store,
+    return _Job(
+        request=request,
+        folders=folders,
         checkpoint_interval_s=checkpoint_interval_s,
         stop=stop,
-        num_workers=workers,
-    ):
-        yield report
-        if isinstance(report, Stopped):
+        num_workers=default_num_workers() if num_workers is None else num_workers,
+        device=device or local_device(),
+        ranks=ranks,
+    ).run()
+
+
+class _StopAsked(Exception):
+    """The caller wants to stop."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What the first rank found out before training."""
+
+    class_weights_DK: Tensor
+    split: Split
+    first_look: FirstLook
+    config: AdaptConfig
+    choices: dict[str, Choice]
+    identity: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The classifier to publish, by its name among the candidates, and what is known of it."""
+
+    name: str
+    classifier: Student
+    metrics: dict[str, float]
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One call of `run_adaptation`."""
+
+    request: AdaptRequest
+    folders: RunFolders
+    checkpoint_interval_s: float
+    stop: Callable[[], bool]
+    num_workers: int
+    device: str
+    ranks: Ranks
+
+    def run(self) -> Iterator[Event]:
+        """The phases, one after the other."""
+        yield PhaseStarted("preparing")
+        with self.ranks.failing_together():
+            _require_compiler(self.request, self.device)
+            base = load_base(self.request.base_model)
+            prepared = None
+            if self.ranks.first:
+                with suppress(_StopAsked):
+                    prepared = yield from self._prepare(base)
+        prepared = self.ranks.agreed(prepared)
+        if prepared is None:
+            yield Stopped(0)
             return
-    run.end_training()
-    if ranks.first_of_host and folders.cache is not None:
-        shutil.rmtree(_cache_of_host(folders.cache, ranks), ignore_errors=True)
-        with suppress(OSError):  # other hosts' caches may still be there
-            folders.cache.rmdir()
-    if not ranks.first:
-        return
+        yield Chosen(prepared.choices)
 
-    yield PhaseStarted("evaluating")
-    looked_at = _spread(request.images)
-    adapted_NK = evaluate.predict(run.teacher, looked_at, base.preprocess, device=device, num_workers=workers)
-    metrics = compare(prepared.zero_shot_NK, adapted_NK)
-    if request.evaluation is not None:
-        zero_shot = Student.from_base(base, prepared.class_weights_DK).to(device)
-        for name, classifier in (("zero_shot", zero_shot), ("student", run.student), ("teacher", run.teacher)):
-            measured = yield from _measured(
-                classifier, request.evaluation, base, device=device, num_workers=workers, stop=stop
-            )
-            if measured is None:
-                yield Stopped(run.step_index)
-                return
-            metrics |= {f"{name}_{metric}": value for metric, value in measured.items()}
+        images = ImageList.of(self.request.images).take(prepared.split.training)
+        run = self._adaptation(base, prepared, len(images))
+        panel = self._panel(base, prepared.split)
+        try:
+            vetoes = yield from self._train(run, images, panel, base, prepared)
+            if self.ranks.first:
+                chosen = yield from self._choose(run, vetoes, panel, base, prepared)
+        except _StopAsked:
+            yield Stopped(run.step_index)
+            return
+        if self.ranks.first:
+            yield from self._publish(chosen, run, base, prepared)
 
-    yield PhaseStarted("publishing")
-    if not folders.bundle.exists():
-        save_bundle(
-            folders.bundle,
-            run.teacher,
-            visual_config=base.visual_config,
-            preprocess=base.preprocess,
-            classes=request.classes,
-            templates=request.templates,
-            provenance={
-                "base_model": base.address,
-                "base_text_fingerprint": base.text_fingerprint,
-                "num_images": len(request.images),
-                "config": config.to_dict(),
-                "steps": run.step_index,
-                "metrics": metrics,
-            },
+    def _prepare(self, base: BaseModel) -> Generator[Event, None, _Prepared]:
+        """Class weights, a look at the images, and the choices that follow from it."""
+        request = self.request
+        base.to(self.device)
+        ensemble = PromptEnsemble(base, request.classes, request.templates)
+        yield from self._alive(iter(ensemble), "preparing")
+        base.to("cpu")
+        if not request.images:
+            raise InvalidConfig("There are no images.", code="no_usable_images", param="images")
+        num_images = len(request.images)
+        split = hold_out(num_images, seed=request.seed) if request.guarded else no_held_out(num_images)
+        zero_shot = Student.from_base(base, ensemble.weights_DK).to(self.device)
+        looking = first_look(zero_shot, self._panel(base, split), for_the_judge=len(split.held_out) > 0)
+        looked = yield from self._alive(looking, "preparing")
+        evidence = Evidence(
+            len(split.training), len(request.classes), looked.flip_disagreement, looked.crop_disagreement
         )
-    yield Completed(folders.bundle, metrics)
+        config, choices = choose(request.hyperparameters, evidence, base, seed=request.seed, preset=request.preset)
+        return _Prepared(ensemble.weights_DK, split, looked, config, choices, run_identity(request, config))
+
+    def _panel(self, base: BaseModel, split: Split) -> Panel:
+        return Panel(
+            self.request.images,
+            split,
+            base.preprocess,
+            num_classes=len(self.request.classes),
+            device=self.device,
+            num_workers=self.num_workers,
+        )
+
+    def _adaptation(self, base: BaseModel, prepared: _Prepared, num_images: int) -> Adaptation:
+        with self.ranks.failing_together():
+            self.ranks.share_of(prepared.config.batch_size)
+            num_steps = steps_per_epoch(num_images, prepared.config.batch_size)
+        student = Student.from_base(base, prepared.class_weights_DK, seed=self.request.seed).to(self.device)
+        return Adaptation(student, prepared.config, steps_per_epoch=num_steps, ranks=self.ranks)
+
+    def _train(
+        self, run: Adaptation, images: ImageList, panel: Panel, base: BaseModel, prepared: _Prepared
+    ) -> Generator[Event, None, tuple[Veto, ...]]:
+        """Train to the end, or to a collapse. Returns what speaks against the run as a whole."""
+        store = Checkpoints(self.folders.checkpoints, prepared.identity)
+        if store.resume(run, self.folders.resume_from) is not None:
+            yield Resumed(run.step_index)
+        source: Sequence[Path] | PackedImages = images
+        if run.step_index < run.total_steps:
+            source = yield from self._decoded_once(images)
+        yield PhaseStarted("training")
+        watch = None
+        if len(prepared.split.held_out):
+            watch = Watch(panel, prepared.first_look.zero_shot, run, store)
+        reports = adapt(
+            run,
+            source,
+            base.preprocess,
+            checkpoints=store,
+            checkpoint_interval_s=self.checkpoint_interval_s,
+            milestones=watch.milestones if watch else (),
+            stop=self.stop,
+            num_workers=self.num_workers,
+        )
+        with closing(reports):
+            yield from self._watched(reports, watch, run)
+        run.end_training()
+        if self.ranks.first_of_host and self.folders.cache is not None:
+            shutil.rmtree(_cache_of_host(self.folders.cache, self.ranks), ignore_errors=True)
+            with suppress(OSError):  # other hosts' caches may still be there
+                self.folders.cache.rmdir()
+        return watch.vetoes if watch else ()
+
+    def _watched(self, reports: Iterator[Report], watch: Watch | None, run: Adaptation) -> Iterator[Event]:
+        """The loop's reports, to their end or a collapse."""
+        collapse: tuple[Veto, ...] = ()
+        if watch is not None and run.step_index in watch.milestones:  # an attempt ended on its way to this look
+            collapse = yield from self._alive(watch.look(), "training", heed_stop=False)
+        while not collapse and (report := next(reports, None)) is not None:
+            if isinstance(report, Stopped):
+                raise _StopAsked
+            yield report
+            if watch is not None:
+                collapse = yield from self._alive(watch.heed(report), "training", heed_stop=False)
+        if collapse and watch is not None:
+            yield RolledBack(collapse, watch.roll_back())
+
+    def _choose(
+        self, run: Adaptation, others: tuple[Veto, ...], panel: Panel, base: BaseModel, prepared: _Prepared
+    ) -> Generator[Event, None, _Chosen]:
+        """Compare the candidates with zero-shot, without labels; measure all of them where there are labels."""
+        yield PhaseStarted("evaluating")
+        looked, request = prepared.first_look, self.request
+        zero_shot = Student.from_base(base, prepared.class_weights_DK, seed=request.seed).to(self.device)
+        candidates = {"teacher": run.teacher}
+        if looked.evidence is not None:
+            candidates["half_way"] = half_way(zero_shot, run.teacher)
+        opinions: dict[str, Opinion] = {}
+        for name, candidate in candidates.items():
+            opinions[name] = yield from self._alive(panel.opinion(candidate), "evaluating")
+        verdict = None
+        if request.guarded and looked.evidence is None:
+            verdict = too_few_images(len(request.images))
+        elif looked.evidence is not None:
+            verdict = decide(
+                looked.evidence, looked.zero_shot, opinions, panel.held_out_N, seed=request.seed, others=others
+            )
+        name = verdict.candidate if verdict else "teacher"
+        metrics = compare(looked.zero_shot.logits_NK, opinions[name].logits_NK)
+        if request.evaluation is not None:
+            for measured, classifier in {"zero_shot": zero_shot, "student": run.student, **candidates}.items():
+                accuracies = yield from self._measured(classifier, request.evaluation, base)
+                metrics |= {f"{measured}_{metric}": value for metric, value in accuracies.items()}
+        return _Chosen(name, candidates[name], metrics, verdict)
+
+    def _publish(self, chosen: _Chosen, run: Adaptation, base: BaseModel, prepared: _Prepared) -> Iterator[Event]:
+        yield PhaseStarted("publishing")
+        folder = self.folders.bundle
+        if not folder.exists():
+            save_bundle(
+                folder,
+                chosen.classifier,
+                visual_config=base.visual_config,
+                preprocess=base.preprocess,
+                classes=self.request.classes,
+                templates=self.request.templates,
+                provenance={
+                    "base_model": base.address,
+                    "base_text_fingerprint": base.text_fingerprint,
+                    "num_images": len(self.request.images),
+                    "num_held_out": len(prepared.split.held_out),
+                    "config": prepared.config.to_dict(),
+                    "steps": run.step_index,
+                    "classifier": chosen.name,
+                    "metrics": chosen.metrics,
+                    "verdict": chosen.verdict.to_dict() if chosen.verdict else None,
+                },
+            )
+        yield Completed(folder, chosen.metrics, chosen.verdict)
+
+    def _measured(
+        self, classifier: Student, labelled: LabelledImages, base: BaseModel
+    ) -> Generator[Event, None, dict[str, float]]:
+        """Accuracies."""
+        tally = evaluate.Tally()
+        counting = evaluate.count_into(
+            tally,
+            classifier,
+            labelled.images,
+            base.preprocess,
+            labelled.labels.labels_N,
+            device=self.device,
+            num_workers=self.num_workers,
+        )
+        yield from self._alive(counting, "evaluating")
+        return dict(tally.accuracy())
+
+    def _decoded_once(self, paths: ImageList) -> Generator[Event, None, Sequence[Path] | PackedImages]:
+        """The images to train on: packed where there is room, by one process of each host."""
+        ranks, folders = self.ranks, self.folders
+        cache = None if folders.cache is None else _cache_of_host(folders.cache, ranks)
+        (no_room,) = ranks.any(cache is None or not _has_room(cache, paths, folders.cache_at_most_bytes))
+        if cache is None or no_room:
+            return paths
+        stopping = disk_full = False
+        if ranks.first_of_host:
+            try:
+                yield from self._alive(packing(paths, cache, num_workers=self.num_workers), "preparing")
+            except _StopAsked:
+                stopping = True
+            except OSError as e:
+                if e.errno != errno.ENOSPC:
+                    raise
+                disk_full = True
+                logger.warning("no room to keep decoded images after all")
+        stopping, disk_full = ranks.any(stopping, disk_full)  # the others of the host wait here
+        if stopping:
+            raise _StopAsked
+        return paths if disk_full else PackedImages(cache)
+
+    def _alive(self, work: Iterator[Any], phase: str, *, heed_stop: bool = True) -> Generator[Event, None, Any]:
+        """What a generator returns; a sign of life each time it yields. Raises `_StopAsked` when told to stop."""
+        while True:
+            try:
+                next(work)
+            except StopIteration as e:
+                return e.value
+            yield PhaseStarted(phase)
+            if heed_stop and self.stop():
+                raise _StopAsked
 
 
 def default_num_workers() -> int:
@@ -251,6 +432,7 @@ def run_identity(request: AdaptRequest, config: AdaptConfig) -> dict[str, str]:
         "base_model": request.base_model,
         "classes": hashlib.sha256(json.dumps(spoken, sort_keys=True).encode()).hexdigest(),
         "images": ImageList.of(request.images).digest(),
+        "guarded": str(request.guarded),
     }
 
 
@@ -269,59 +451,6 @@ def _require_compiler(request: AdaptRequest, device: str) -> None:
         ) from e
 
 
-def _prepared(
-    request: AdaptRequest, base: BaseModel, device: str, num_workers: int, stop: Callable[[], bool]
-) -> Generator[Event, None, _Prepared | None]:
-    """Class weights, a look at the images, and the choices that follow from it; None when told to stop."""
-    base.to(device)
-    ensemble = PromptEnsemble(base, request.classes, request.templates)
-    for _ in ensemble:
-        yield PhaseStarted("preparing")
-        if stop():
-            return None
-    base.to("cpu")
-    if not request.images:
-        raise InvalidConfig("There are no images.", code="no_usable_images", param="images")
-    student = Student.from_base(base, ensemble.weights_DK).to(device)
-    looked = _Look()
-    for images_BCHW in evaluation_batches(
-        _spread(request.images), base.preprocess, batch_size=64, num_workers=num_workers
-    ):
-        looked.take(student, images_BCHW.to(device))
-        yield PhaseStarted("preparing")
-        if stop():
-            return None
-    evidence = Evidence(len(request.images), len(request.classes), looked.flip_disagreement)
-    config, choices = choose(request.hyperparameters, evidence, base, seed=request.seed, preset=request.preset)
-    return _Prepared(ensemble.weights_DK, looked.zero_shot_NK, config, choices, identity=run_identity(request, config))
-
-
-def _decoded_once(
-    paths: Sequence[Path], folders: RunFolders, num_workers: int, ranks: Ranks, stop: Callable[[], bool]
-) -> Generator[Event, None, Sequence[Path] | PackedImages | None]:
-    """The images to train on: packed where there is room, by one process of each host; None when told to stop."""
-    cache = None if folders.cache is None else _cache_of_host(folders.cache, ranks)
-    (no_room,) = ranks.any(cache is None or not _has_room(cache, paths, folders.cache_at_most_bytes))
-    if cache is None or no_room:
-        return paths
-    stopping = disk_full = False
-    if ranks.first_of_host:
-        try:
-            for _ in packing(paths, cache, num_workers=num_workers):
-                yield PhaseStarted("preparing")
-                if stopping := stop():
-                    break
-        except OSError as e:
-            if e.errno != errno.ENOSPC:
-                raise
-            disk_full = True
-            logger.warning("no room to keep decoded images after all")
-    stopping, disk_full = ranks.any(stopping, disk_full)  # the others of the host wait here
-    if stopping:
-        return None
-    return paths if disk_full else PackedImages(cache)
-
-
 def _cache_of_host(cache: Path, ranks: Ranks) -> Path:
     """Hosts may share the folder, and each makes its own."""
     return cache / f"host-{ranks.host}"
@@ -332,57 +461,3 @@ def _has_room(cache: Path, paths: Sequence[Path], at_most_bytes: int) -> bool:
     cache.parent.mkdir(parents=True, exist_ok=True)
     there = sum(file.stat().st_size for file in cache.glob("*"))
     return packed_bytes(paths) <= min(at_most_bytes, (shutil.disk_usage(cache.parent).free + there) // 2)
-
-
-def _measured(
-    classifier: Student,
-    labelled: LabelledImages,
-    base: BaseModel,
-    *,
-    device: str,
-    num_workers: int,
-    stop: Callable[[], bool],
-) -> Generator[Event, None, dict[str, float] | None]:
-    """Accuracies; None when told to stop."""
-    tally = evaluate.Tally()
-    for _ in evaluate.count_into(
-        tally,
-        classifier,
-        labelled.images,
-        base.preprocess,
-        labelled.labels.labels_N,
-        device=device,
-        num_workers=num_workers,
-    ):
-        yield PhaseStarted("evaluating")
-        if stop():
-            return None
-    return dict(tally.accuracy())
-
-
-def _spread(paths: Sequence[Path]) -> Sequence[Path]:
-    """At most `LOOK_AT_MOST` paths, evenly spread over the list."""
-    step = max(1, -(-len(paths) // LOOK_AT_MOST))
-    return paths[::step]
-
-
-class _Look:
-    """Zero-shot ``logits_NK`` of images, and the share of answers that change when they are mirrored."""
-
-    def __init__(self) -> None:
-        self._straight: list[Tensor] = []
-        self._mirrored: list[Tensor] = []
-
-    def take(self, student: Student, images_BCHW: Tensor) -> None:
-        student.eval()
-        self._straight.append(evaluate.logits_of(student, images_BCHW))
-        self._mirrored.append(evaluate.logits_of(student, images_BCHW.flip(-1)))
-
-    @property
-    def zero_shot_NK(self) -> Tensor:  # noqa: N802 - named by its shape
-        return torch.cat(self._straight)
-
-    @property
-    def flip_disagreement(self) -> float:
-        mirrored_N = torch.cat(self._mirrored).argmax(dim=-1)
-        return float((self.zero_shot_NK.argmax(dim=-1) != mirrored_N).double().mean())

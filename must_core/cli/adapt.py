@@ -30,11 +30,19 @@ from must_core.workflow import (
     LabelledImages,
     PhaseStarted,
     Resumed,
+    RolledBack,
     run_adaptation,
 )
 
 _LINE_EVERY_S = 10.0
 """Where there is no terminal to draw a bar on."""
+
+
+_VERDICTS = {
+    "adapted": "the adapted classifier is better than zero-shot.",
+    "zero_shot": "zero-shot is better than the adapted classifier.",
+    "inconclusive": "the adapted classifier is not known to be better than zero-shot.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,7 @@ class AdaptOptions:
     preset: str | None
     settings: tuple[str, ...]
     seed: int
+    guarded: bool
     labels: str | None
     evaluate_on: Path | None
     checkpoint_interval_s: float
@@ -126,6 +135,7 @@ def _request(options: AdaptOptions) -> AdaptRequest:
         preset=preset,
         seed=options.seed,
         evaluation=evaluation,
+        guarded=options.guarded,
     )
 
 
@@ -155,6 +165,7 @@ def _described(options: AdaptOptions, request: AdaptRequest, ranks: Ranks) -> di
         "preset": options.preset,
         "hyperparameters": dict(request.hyperparameters),
         "seed": request.seed,
+        "guarded": request.guarded,
         "labels": options.labels,
         "evaluated_on": str(options.evaluate_on.absolute()) if options.evaluate_on else None,
         "processes": ranks.world_size,
@@ -188,11 +199,17 @@ class _Shown:
                 self._show_progress(event)
             case loop.Stopped(step):
                 console.print(f"stopped at step {step}; the same command goes on from there")
-            case Completed(path, metrics):
+            case RolledBack(vetoes, to_step):
+                for veto in vetoes:
+                    console.print(veto.reason)
+                console.print("training ended" + ("" if to_step is None else f"; back to step {to_step}"))
+            case Completed(path, metrics, verdict):
                 console.print(f"{metrics['changed_answers']:.1%} of the answers changed")
-                for name in ("zero_shot", "student", "teacher"):
+                for name in ("zero_shot", "student", "teacher", "half_way"):
                     if f"{name}_top1" in metrics:
                         console.print(_accuracy(name, metrics))
+                if verdict is not None:
+                    console.print(f"verdict: {_VERDICTS[verdict.outcome]}", *verdict.reasons)
                 console.print(f"classifier in {path}; {self._folder.root / 'README.md'} says what else is there")
 
     def _show_progress(self, progress: loop.Progress) -> None:

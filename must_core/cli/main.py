@@ -77,6 +77,9 @@ def adapt(
         list[str], typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter: a value, or auto.")
     ] = [],  # noqa: B006 - Typer copies it
     seed: Annotated[int, typer.Option(help="Decides crops, masks and order.")] = 0,
+    guard: Annotated[
+        bool, typer.Option(help="Hold a fifth of the images out, and say whether the result is better than zero-shot.")
+    ] = True,
     labels: LabelsOption = None,
     evaluate_on: Annotated[
         Path | None, typer.Option(help="Folder of the labelled images; those adapted to otherwise.")
@@ -101,6 +104,7 @@ def adapt(
         preset=preset,
         settings=tuple(settings),
         seed=seed,
+        guarded=guard,
         labels=labels,
         evaluate_on=evaluate_on,
         checkpoint_interval_s=checkpoint_interval,

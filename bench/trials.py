@@ -1,0 +1,172 @@
+"""One adaptation of a task with a setting, and all that a guard could look at, kept in a file.
+
+Training dominates the cost by far, so what it leaves (logits, features, hidden labels) is stored and every rule is
+tried on the stored outputs. A trial is a function of task, seed and setting.
+
+Legend: N unlabeled images, T images to measure on, K classes, D embedding width.
+"""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bench.digits import BASE_MODEL
+from bench.tasks import LabelledSet, Pixels, Task, all_tasks, seed_of
+from must_core.adapt import Progress, adapt
+from must_core.adaptation import Adaptation
+from must_core.auto import Evidence, choose
+from must_core.backbone import BaseModel, load_base
+from must_core.errors import Diverged
+from must_core.student import Student
+from must_core.text.prompts import ClassSpec, build_class_weights
+
+NUM_UNLABELED = 630
+NUM_TEST = 1000
+HELD_OUT_SHARE = 0.2
+STAGES = (0.25, 0.5, 0.75, 1.0)
+"""Shares of the run after which the teacher is kept."""
+
+Hyperparameters = dict[str, Any]
+
+SETTINGS: dict[str, Callable[[Mapping[str, Any]], Hyperparameters]] = {
+    "auto": lambda _: {},
+    "flipped": lambda _: {"horizontal_flip": True},
+    "no-fairness": lambda _: {"fairness_weight": 0.0},
+    "much-fairness": lambda _: {"fairness_weight": 10.0},
+    "any-label": lambda _: {"confidence_threshold": 0.0},
+    "surest-labels": lambda _: {"confidence_threshold": 0.97},
+    "no-self-training": lambda _: {"confidence_threshold": 1.0},
+    "no-masking": lambda _: {"masking": False},
+    "no-alignment": lambda _: {"alignment_weight": 0.0},
+    "no-augmentation": lambda _: {"rand_augment": "", "crop_scale_min": 1.0},
+    "no-teacher": lambda _: {"ema_decay_init": 0.0, "ema_decay": 0.0},
+    "rate-x0.1": lambda auto: {"learning_rate_per_256": auto["learning_rate_per_256"] / 10},
+    "rate-x0.3": lambda auto: {"learning_rate_per_256": auto["learning_rate_per_256"] * 0.3},
+    "rate-x5": lambda auto: {"learning_rate_per_256": min(10.0, auto["learning_rate_per_256"] * 5)},
+    "rate-x25": lambda auto: {"learning_rate_per_256": min(10.0, auto["learning_rate_per_256"] * 25)},
+}
+"""What is asked for instead of auto's choices, given those."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which trial."""
+
+    task: str
+    seed: int
+    setting: str
+
+    def file(self, folder: Path) -> Path:
+        """Where its outcome is kept."""
+        return folder / f"{self.task}.{self.seed}.{self.setting}.npz"
+
+
+class InMemory:
+    """The `ImageSource` of an array."""
+
+    def __init__(self, images_NHWC: Pixels) -> None:
+        self._images_NHWC = images_NHWC
+
+    def __len__(self) -> int:
+        return len(self._images_NHWC)
+
+    def image(self, index: int) -> Image.Image:
+        """Pixels of one image."""
+        return Image.fromarray(self._images_NHWC[index])
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the trials of a task and a seed have in common."""
+
+    base: BaseModel
+    weights_DK: Tensor
+    unlabeled: LabelledSet
+    test: LabelledSet
+
+    @classmethod
+    def of(cls, task: Task, seed: int) -> "Scene":
+        """Draw the images and build the class head."""
+        base = load_base(BASE_MODEL)
+        drawn = task.draw(NUM_UNLABELED + NUM_TEST, np.random.default_rng(seed_of(task.name, seed)))
+        cut = NUM_UNLABELED
+        return cls(
+            base,
+            build_class_weights(base, [ClassSpec(name) for name in task.classes], task.templates),
+            LabelledSet(images_NHWC=drawn.images_NHWC[:cut], labels_N=drawn.labels_N[:cut]),
+            LabelledSet(images_NHWC=drawn.images_NHWC[cut:], labels_N=drawn.labels_N[cut:]),
+        )
+
+    @property
+    def num_held_out(self) -> int:
+        """The first of the unlabeled images are never trained on."""
+        return round(len(self.unlabeled.labels_N) * HELD_OUT_SHARE)
+
+    def pixels(self, images_NHWC: Pixels) -> Tensor:
+        """Images as the tower takes them; they have its size already."""
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.base.preprocess.mean, self.base.preprocess.std))
+        return (torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+@torch.inference_mode()
+def look(classifier: Student, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """``features_ND`` of unit length and ``logits_NK``."""
+    features = [classifier.features(part) for part in pixels_NCHW.split(256)]
+    features_ND = torch.cat(features)
+    return features_ND, classifier.logit_scale * features_ND @ classifier.classifier
+
+
+def run_trial(key: Key, folder: Path) -> None:
+    """Adapt, and write the outcome."""
+    torch.set_num_threads(1)
+    scene = Scene.of(all_tasks()[key.task], key.seed)
+    pixels_NCHW, test_TCHW = scene.pixels(scene.unlabeled.images_NHWC), scene.pixels(scene.test.images_NHWC)
+    zero_shot = Student.from_base(scene.base, scene.weights_DK, seed=key.seed)
+    kept: dict[str, Any] = {"labels_N": scene.unlabeled.labels_N, "test_labels_T": scene.test.labels_N}
+
+    def keep(name: str, classifier: Student) -> None:
+        features_ND, logits_NK = look(classifier, pixels_NCHW)
+        kept[f"{name}/features_ND"] = features_ND.half().numpy()
+        kept[f"{name}/logits_NK"] = logits_NK.numpy().astype(np.float32)
+        kept[f"{name}/test_logits_TK"] = look(classifier, test_TCHW)[1].half().numpy()
+
+    keep("zero_shot", zero_shot)
+    mirrored_NK = look(zero_shot, pixels_NCHW.flip(-1))[1]
+    flips = float((mirrored_NK.argmax(-1).numpy() != kept["zero_shot/logits_NK"].argmax(-1)).mean())
+    training_NHWC = scene.unlabeled.images_NHWC[scene.num_held_out :]
+    evidence = Evidence(len(training_NHWC), scene.weights_DK.shape[1], flips)
+    auto = choose({}, evidence, scene.base, seed=key.seed)[0].to_dict()
+    config, _ = choose(SETTINGS[key.setting](auto), evidence, scene.base, seed=key.seed)
+    run = Adaptation(deepcopy(zero_shot), config, steps_per_epoch=len(training_NHWC) // config.batch_size)
+    stages = [round(stage * run.total_steps) for stage in STAGES]
+    curve: list[list[float]] = []
+    try:
+        for report in adapt(run, InMemory(training_NHWC), scene.base.preprocess, report_interval_s=0):
+            assert isinstance(report, Progress)  # noqa: S101 - nothing is saved and nobody stops it
+            curve.append(list(report.metrics.values()))
+            if run.step_index in stages:
+                keep(f"stage{stages.index(run.step_index)}", run.teacher)
+        keep("half_way", half_way(zero_shot, run.teacher))
+    except Diverged:
+        pass
+    kept["curve"] = np.array(curve, dtype=np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    staged = key.file(folder).with_suffix(".tmp.npz")
+    np.savez_compressed(staged, **kept)
+    staged.rename(key.file(folder))
+
+
+def half_way(zero_shot: Student, adapted: Student) -> Student:
+    """The classifier in the middle between two, weight by weight."""
+    middle = deepcopy(adapted)
+    with torch.no_grad():
+        for mine, theirs in zip(middle.parameters(), zero_shot.parameters(), strict=True):
+            mine.lerp_(theirs, 0.5)
+    return middle

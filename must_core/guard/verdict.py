@@ -1,0 +1,114 @@
+"""The decision: adapted, zero-shot, or no telling.
+
+Shapes: N images.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from must_core.guard.judge import Evidence, Gain, estimate_gain, judge
+from must_core.guard.vetoes import Opinion, Veto, vetoes
+
+Outcome = Literal["adapted", "zero_shot", "inconclusive"]
+
+MIN_HELD_OUT = 50
+"""With fewer images to decide on, nothing is decided."""
+MIN_VOTES = 6
+"""Fewer votes of the judge can all be for one side by chance (6 of 6: 3 %)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was decided and why. ``candidate`` names the classifier that was compared with zero-shot."""
+
+    outcome: Outcome
+    candidate: str
+    reasons: tuple[str, ...]
+    gain: Gain
+    vetoes: tuple[Veto, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """How a candidate compares with zero-shot: each image's vote, the gain they add up to, and signs of a collapse."""
+
+    votes_N: Tensor
+    gain: Gain
+    vetoes: tuple[Veto, ...]
+
+
+def compare(
+    evidence: Evidence, zero_shot: Opinion, candidate: Opinion, held_out_N: Tensor, *, seed: int = 0
+) -> Compared:
+    """Have the judge decide the disagreements, and count those of the images that were held out."""
+    votes_N = judge(evidence, zero_shot.answers_N, candidate.answers_N)
+    disagree_N = zero_shot.answers_N != candidate.answers_N
+    gain = estimate_gain(votes_N[held_out_N], disagree_N[held_out_N], seed=seed)
+    return Compared(votes_N=votes_N, gain=gain, vetoes=vetoes(zero_shot, candidate))
+
+
+def decide(
+    evidence: Evidence,
+    zero_shot: Opinion,
+    candidates: Mapping[str, Opinion],
+    held_out_N: Tensor,
+    *,
+    seed: int = 0,
+    others: tuple[Veto, ...] = (),
+) -> Verdict:
+    """Choose among zero-shot and the candidates, of which there is at least one.
+
+    ``held_out_N`` marks the images that nobody trained on: they alone are counted, the judge learns from all. Of the
+    candidates, the one with the highest lower bound of the gain is compared, those without a veto first. It is
+    ``adapted`` when the bound is above 0 and there is no veto (``others`` are vetoes from elsewhere), ``zero_shot``
+    when there is one or the upper bound is below 0, and else ``inconclusive``.
+    """
+    compared = {
+        name: compare(evidence, zero_shot, opinion, held_out_N, seed=seed) for name, opinion in candidates.items()
+    }
+    name = max(compared, key=lambda name: _rank(compared[name]))
+    gain, found = compared[name].gain, compared[name].vetoes + others
+    outcome, reasons = _outcome(gain, found)
+    return Verdict(outcome=outcome, candidate=name, reasons=reasons, gain=gain, vetoes=found)
+
+
+def too_few_images(num_images: int) -> Verdict:
+    """For a run that held nothing out."""
+    reason = f"{num_images} images are too few to hold {MIN_HELD_OUT} of them out of training and decide on those."
+    nothing = torch.zeros(0)
+    return Verdict(
+        outcome="inconclusive",
+        candidate="teacher",
+        reasons=(reason,),
+        gain=estimate_gain(nothing, nothing),
+        vetoes=(),
+    )
+
+
+def _rank(compared: Compared) -> tuple[bool, float, float]:
+    return not compared.vetoes, compared.gain.low, compared.gain.estimate
+
+
+def _outcome(gain: Gain, found: tuple[Veto, ...]) -> tuple[Outcome, tuple[str, ...]]:
+    told = (
+        f"Of {gain.num_held_out} held-out images, {gain.num_disagreements} got another answer; the judge takes the "
+        f"adapted classifier's side {gain.num_for_adapted} times and zero-shot's {gain.num_for_zero_shot} times: "
+        f"an estimated gain of {100 * gain.estimate:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})."
+    )
+    if found:
+        return "zero_shot", (*(veto.reason for veto in found), told)
+    if gain.num_for_adapted + gain.num_for_zero_shot < MIN_VOTES:
+        return "inconclusive", (told, "Those are too few to tell the two apart.")
+    if gain.low > 0:
+        return "adapted", (told,)
+    if gain.high < 0:
+        return "zero_shot", (told,)
+    return "inconclusive", (told, "That may be chance, so zero-shot stays.")

@@ -1,0 +1,152 @@
+"""The guard within a run: looks, acceptance, the way back, and what is told at the end."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from must_core.adapt import CheckpointSaved, Progress
+from must_core.adaptation import Adaptation
+from must_core.backbone import load_base
+from must_core.bundle import load_bundle
+from must_core.checkpoint import Checkpoints
+from must_core.config import AdaptConfig
+from must_core.guard import watch as watching
+from must_core.guard.panel import Panel, hold_out
+from must_core.guard.vetoes import Opinion, Veto
+from must_core.guard.watch import Watch
+from must_core.student import Student
+from must_core.text.prompts import ClassSpec
+from must_core.workflow import AdaptRequest, Completed, Event, RolledBack, RunFolders, run_adaptation
+from tests.support.tiny import CLASSES, make_base, make_images, weights_digest
+
+COLLAPSE = Veto("feature_rank", 0.1, 0.4, "They have collapsed.")
+LOOKED = [6, 12, 18, 24]
+"""208 of 260 images, four epochs of six batches of 32."""
+
+
+def request(folder: Path, *, guarded: bool = True) -> AdaptRequest:
+    images = folder / "images"
+    return AdaptRequest(
+        base_model=make_base(folder / "base"),
+        classes=tuple(map(ClassSpec, CLASSES)),
+        templates=("{}",),
+        images=sorted(images.iterdir()) if images.exists() else make_images(images, 260),
+        hyperparameters={"epochs": 4, "batch_size": 32, "confidence_threshold": 0.0, "rand_augment": ""},
+        guarded=guarded,
+    )
+
+
+def run(folder: Path, *, guarded: bool = True) -> list[Event]:
+    folders = RunFolders(bundle=folder / "bundle", checkpoints=folder / "checkpoints")
+    return [*run_adaptation(request(folder, guarded=guarded), folders, num_workers=0, device="cpu")]
+
+
+def collapse_at(monkeypatch: pytest.MonkeyPatch, *looks: int) -> None:
+    seen = 0
+
+    def vetoes(_before: Opinion, _after: Opinion) -> tuple[Veto, ...]:
+        nonlocal seen
+        seen += 1
+        return (COLLAPSE,) if seen in looks else ()
+
+    monkeypatch.setattr(watching, "vetoes", vetoes)
+
+
+def test_a_run_ends_with_a_verdict(tmp_path: Path) -> None:
+    events = run(tmp_path)
+    assert {e.step for e in events if isinstance(e, CheckpointSaved)} >= set(LOOKED)
+    completed = events[-1]
+    assert isinstance(completed, Completed)
+    assert completed.verdict is not None
+    assert completed.verdict.gain.num_held_out == 52
+    manifest = load_bundle(completed.bundle).manifest
+    assert manifest["provenance"]["verdict"] == json.loads(json.dumps(completed.verdict.to_dict()))
+    assert manifest["provenance"]["classifier"] == completed.verdict.candidate
+    assert manifest["provenance"]["num_held_out"] == 52
+
+
+def test_without_the_guard_every_image_is_trained_on(tmp_path: Path) -> None:
+    events = run(tmp_path, guarded=False)
+    progress = [e for e in events if isinstance(e, Progress)]
+    assert progress[-1].total_steps == 32  # 260 images, eight batches an epoch
+    assert isinstance(events[-1], Completed)
+    assert events[-1].verdict is None
+
+
+@pytest.mark.parametrize(("looks", "to_step", "last_step"), [((3,), 12, 18), ((1,), None, 6), ((4,), 18, 24)])
+def test_a_collapse_ends_training_and_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: tuple[int, ...], to_step: int | None, last_step: int
+) -> None:
+    collapse_at(monkeypatch, *looks)
+    events = run(tmp_path)
+    assert [e for e in events if isinstance(e, RolledBack)] == [RolledBack((COLLAPSE,), to_step)]
+    assert max(e.step for e in events if isinstance(e, Progress)) == last_step
+    completed = events[-1]
+    assert isinstance(completed, Completed)
+    assert load_bundle(completed.bundle).manifest["provenance"]["steps"] == (to_step or last_step)
+
+
+def test_a_look_that_a_crash_prevented_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(_before: Opinion, _after: Opinion) -> tuple[Veto, ...]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watching, "vetoes", crash)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    collapse_at(monkeypatch, 1)
+    events = run(tmp_path)
+    assert not any(isinstance(e, Progress) for e in events)  # nothing is trained on top of a collapse
+    assert RolledBack((COLLAPSE,), None) in events
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Callable[[float], tuple[Watch, Adaptation]]:
+    def make(threshold: float) -> tuple[Watch, Adaptation]:
+        base = load_base(make_base(tmp_path / "base"))
+        config = AdaptConfig(confidence_threshold=threshold, epochs=2, batch_size=4, masking=False)
+        run = Adaptation(Student.from_base(base, torch.eye(16)[:, :3]), config, steps_per_epoch=4)
+        images = make_images(tmp_path / "images", 250)
+        panel = Panel(images, hold_out(250, seed=0), base.preprocess, num_classes=3, device="cpu", num_workers=0)
+        opinion = _finished(panel.opinion(run.teacher))
+        return Watch(panel, opinion, run, Checkpoints(tmp_path / "checkpoints", {"run": "this"})), run
+
+    return make
+
+
+def _finished(work):  # type: ignore[no-untyped-def]
+    while True:
+        try:
+            next(work)
+        except StopIteration as e:
+            return e.value
+
+
+def test_back_is_where_the_accepted_teacher_was(watched: Callable[[float], tuple[Watch, Adaptation]]) -> None:
+    watch, run = watched(0.0)
+    view_BCHW = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    run.step(view_BCHW, view_BCHW, None)
+    watch._checkpoints.save(run)
+    assert _finished(watch.look()) == ()
+    teacher, student = weights_digest(run.teacher), weights_digest(run.student)
+    for _ in range(2):
+        run.step(view_BCHW, view_BCHW, None)
+    assert weights_digest(run.teacher) != teacher
+    assert watch.roll_back() == 1
+    assert (weights_digest(run.teacher), weights_digest(run.student)) == (teacher, student)
+
+
+@pytest.mark.parametrize(("ratio", "speaks_against"), [(0.0, True), (0.01, False)])
+def test_a_teacher_that_is_never_sure_speaks_against_the_run(
+    watched: Callable[[float], tuple[Watch, Adaptation]],
+    ratio: float,
+    speaks_against: bool,  # noqa: FBT001
+) -> None:
+    watch, run = watched(1.0)
+    for step in range(1, 5):
+        run.step_index = step
+        report = Progress(step, 8, 1, 1.0, {"confident_ratio": ratio})
+        assert _finished(watch.heed(report)) == ()
+        assert bool(watch.vetoes) is (speaks_against and step == 4)

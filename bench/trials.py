@@ -6,9 +6,10 @@ tried on the stored outputs. A trial is a function of task, seed and setting.
 Legend: N unlabeled images, T images to measure on, K classes, D embedding width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,27 @@ from PIL import Image
 from torch import Tensor
 
 from bench.digits import BASE_MODEL
+from bench.guard_report import Result
 from bench.tasks import LabelledSet, Pixels, Task, all_tasks, seed_of
+from must_core import auto as choosing
 from must_core.adapt import Progress, adapt
 from must_core.adaptation import Adaptation
-from must_core.auto import Evidence, choose
 from must_core.backbone import BaseModel, load_base
 from must_core.errors import Diverged
+from must_core.guard.judge import Evidence, crop
+from must_core.guard.panel import evidence_of
+from must_core.guard.verdict import compare, decide
+from must_core.guard.vetoes import Opinion
+from must_core.interpolation import half_way
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec, build_class_weights
 
 NUM_UNLABELED = 630
 NUM_TEST = 1000
 HELD_OUT_SHARE = 0.2
+DEVELOPMENT_SEEDS = 100
+"""From here on: for choosing constants, never for reporting."""
+CANDIDATES = {"teacher": "stage3", "half_way": "half_way"}
 STAGES = (0.25, 0.5, 0.75, 1.0)
 """Shares of the run after which the teacher is kept."""
 
@@ -64,8 +74,14 @@ class Key:
     setting: str
 
     def file(self, folder: Path) -> Path:
-        """Where its outcome is kept."""
-        return folder / f"{self.task}.{self.seed}.{self.setting}.npz"
+        """Where its outputs are kept."""
+        return folder / f"{self.task}~{self.seed}~{self.setting}.npz"
+
+    @classmethod
+    def of(cls, file: Path) -> "Key":
+        """Which trial's outputs a file holds."""
+        task, seed, setting = file.stem.split("~")
+        return cls(task, int(seed), setting)
 
 
 class InMemory:
@@ -139,11 +155,15 @@ def run_trial(key: Key, folder: Path) -> None:
 
     keep("zero_shot", zero_shot)
     mirrored_NK = look(zero_shot, pixels_NCHW.flip(-1))[1]
+    cropped_NCHW = crop(pixels_NCHW, enlarged=0.5, top=0.5, left=0.5)
+    crops = float(
+        (look(zero_shot, cropped_NCHW)[1].argmax(-1).numpy() != kept["zero_shot/logits_NK"].argmax(-1)).mean()
+    )
     flips = float((mirrored_NK.argmax(-1).numpy() != kept["zero_shot/logits_NK"].argmax(-1)).mean())
     training_NHWC = scene.unlabeled.images_NHWC[scene.num_held_out :]
-    evidence = Evidence(len(training_NHWC), scene.weights_DK.shape[1], flips)
-    auto = choose({}, evidence, scene.base, seed=key.seed)[0].to_dict()
-    config, _ = choose(SETTINGS[key.setting](auto), evidence, scene.base, seed=key.seed)
+    evidence = choosing.Evidence(len(training_NHWC), scene.weights_DK.shape[1], flips, crops)
+    auto = choosing.choose({}, evidence, scene.base, seed=key.seed)[0].to_dict()
+    config, _ = choosing.choose(SETTINGS[key.setting](auto), evidence, scene.base, seed=key.seed)
     run = Adaptation(deepcopy(zero_shot), config, steps_per_epoch=len(training_NHWC) // config.batch_size)
     stages = [round(stage * run.total_steps) for stage in STAGES]
     curve: list[list[float]] = []
@@ -158,15 +178,79 @@ def run_trial(key: Key, folder: Path) -> None:
         pass
     kept["curve"] = np.array(curve, dtype=np.float32)
     folder.mkdir(parents=True, exist_ok=True)
-    staged = key.file(folder).with_suffix(".tmp.npz")
-    np.savez_compressed(staged, **kept)
+    staged = key.file(folder).with_suffix(".tmp")
+    with staged.open("wb") as file:
+        np.savez_compressed(file, **kept)
     staged.rename(key.file(folder))
 
 
-def half_way(zero_shot: Student, adapted: Student) -> Student:
-    """The classifier in the middle between two, weight by weight."""
-    middle = deepcopy(adapted)
-    with torch.no_grad():
-        for mine, theirs in zip(middle.parameters(), zero_shot.parameters(), strict=True):
-            mine.lerp_(theirs, 0.5)
-    return middle
+def judged(keys: Sequence[Key], folder: Path) -> Iterator[Result]:
+    """What every rule makes of the trials' outputs, and the truth."""
+    torch.set_num_threads(1)
+    for (task, seed), some in groupby(keys, key=lambda key: (key.task, key.seed)):
+        scene = Scene.of(all_tasks()[task], seed)
+        zero_shot = Student.from_base(scene.base, scene.weights_DK)
+        pixels_NCHW = scene.pixels(scene.unlabeled.images_NHWC)
+        evidence = Evidence.joined([evidence_of(zero_shot, part) for part in pixels_NCHW.split(256)])
+        held_out_N = torch.arange(len(pixels_NCHW)) < scene.num_held_out
+        for key in some:
+            with np.load(key.file(folder)) as outputs:
+                yield _judged(key, dict(outputs), evidence, held_out_N)
+
+
+def _judged(key: Key, outputs: dict[str, Any], evidence: Evidence, held_out_N: Tensor) -> Result:
+    zero_shot = opinion(outputs, "zero_shot")
+    candidates = {name: opinion(outputs, kept) for name, kept in CANDIDATES.items()}
+    verdict = decide(evidence, zero_shot, candidates, held_out_N)
+    compared = {name: compare(evidence, zero_shot, o, held_out_N) for name, o in candidates.items()}
+    surest = max(compared, key=lambda name: compared[name].gain.low)
+    unvetoed = [name for name in ("teacher", "half_way") if not compared[name].vetoes]
+    gains = {
+        name: _accuracy(outputs, f"{kept}/test_logits_TK", "test_labels_T")
+        - _accuracy(outputs, "zero_shot/test_logits_TK", "test_labels_T")
+        for name, kept in CANDIDATES.items()
+    }
+    labels_N = torch.from_numpy(outputs["labels_N"])[held_out_N]
+    right = {
+        name: float((said.answers_N[held_out_N] == labels_N).double().mean())
+        for name, said in {"zero_shot": zero_shot, **candidates}.items()
+    }
+    return Result(
+        task=key.task,
+        seed=key.seed,
+        setting=key.setting,
+        zero_shot=_accuracy(outputs, "zero_shot/test_logits_TK", "test_labels_T"),
+        teacher=gains["teacher"],
+        half_way=gains["half_way"],
+        outcome=verdict.outcome,
+        candidate=verdict.candidate,
+        estimate=verdict.gain.estimate,
+        low=verdict.gain.low,
+        high=verdict.gain.high,
+        vetoes=[veto.name for veto in verdict.vetoes],
+        candidate_held_out=right[verdict.candidate] - right["zero_shot"],
+        judge_alone=surest if compared[surest].gain.low > 0 else None,
+        vetoes_alone=unvetoed[0] if unvetoed else None,
+        more_confident=_mean_score(candidates["teacher"]) > _mean_score(zero_shot),
+        more_informed=_information(candidates["teacher"]) > _information(zero_shot),
+    )
+
+
+def opinion(outputs: Mapping[str, Any], name: str) -> Opinion:
+    """What a classifier said of the unlabeled images, by its name in the outputs."""
+    logits_NK, features_ND = (torch.from_numpy(outputs[f"{name}/{what}"]) for what in ("logits_NK", "features_ND"))
+    return Opinion(logits_NK.float(), features_ND.float())
+
+
+def _accuracy(outputs: dict[str, Any], logits: str, labels: str) -> float:
+    return float((outputs[logits].argmax(axis=-1) == outputs[labels]).mean())
+
+
+def _mean_score(opinion: Opinion) -> float:
+    return float(opinion.logits_NK.softmax(dim=-1).max(dim=-1).values.mean())
+
+
+def _information(opinion: Opinion) -> float:
+    """Of answers about images, in nats: entropy of the mean less mean of the entropies."""
+    scores_NK = opinion.logits_NK.double().softmax(dim=-1)
+    return float(torch.special.entr(scores_NK.mean(dim=0)).sum() - torch.special.entr(scores_NK).sum(dim=-1).mean())

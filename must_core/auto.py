@@ -144,7 +144,7 @@ def _mask_patch(image: int, patch: int) -> tuple[int, str]:
 
 def _flip(evidence: Evidence) -> tuple[bool, str]:
     flip, crop = evidence.flip_disagreement, evidence.crop_disagreement
-    harmless = flip < 0.1 or flip <= 2 * crop
+    harmless = flip < 0.1 or flip <= 1.5 * crop
     reason = f"Mirroring changes the base model's answer for {flip:.0%} of the images, a small crop for {crop:.0%}."
     return harmless, reason
 

@@ -137,7 +137,8 @@ def _learning_rate(width: int) -> tuple[float, str]:
 def _mask_patch(image: int, patch: int) -> tuple[int, str]:
     if not patch:
         return 32, "The paper's most common value; nothing is masked here."
-    if image % (2 * patch) == 0 and image // patch >= 8:
+    patches = image // patch
+    if patches % 2 == 0 and patches >= 8:
         return 2 * patch, "Two patches of the model, as in the paper."
     return patch, "One patch of the model: its image has few of them, or they do not pair up."
 

@@ -50,18 +50,23 @@ class PatchMasker:
     mask_ratio: float
 
     def __post_init__(self) -> None:
-        """Check that blocks tile the image and hold whole patches."""
-        if self.image_size % self.mask_patch_size or self.mask_patch_size % self.patch_size:
+        """Check that blocks tile what the patches cover and hold whole patches."""
+        if self.covered % self.mask_patch_size or self.mask_patch_size % self.patch_size:
             raise InvalidConfig(
                 f"mask_patch_size must be a multiple of the model's patch ({self.patch_size}) and divide its "
-                f"image ({self.image_size}).",
+                f"image ({self.covered}).",
                 param="mask_patch_size",
             )
 
     @property
+    def covered(self) -> int:
+        """Side of the square that whole patches cover: not quite the image where they do not tile it."""
+        return self.image_size // self.patch_size * self.patch_size
+
+    @property
     def num_blocks(self) -> int:
         """Mask blocks in an image."""
-        return (self.image_size // self.mask_patch_size) ** 2
+        return (self.covered // self.mask_patch_size) ** 2
 
     @property
     def num_masked_blocks(self) -> int:
@@ -70,7 +75,7 @@ class PatchMasker:
 
     def sample(self, batch_size: int, generator: torch.Generator) -> PatchMask:
         """Draw a mask for each image."""
-        blocks_per_side = self.image_size // self.mask_patch_size
+        blocks_per_side = self.covered // self.mask_patch_size
         patches_per_block = self.mask_patch_size // self.patch_size
         noise = torch.rand(batch_size, self.num_blocks, generator=generator)
         hidden = noise.argsort(dim=1)[:, : self.num_masked_blocks]

@@ -78,10 +78,15 @@ def alignment(patch_BJD: Tensor, class_token_BD: Tensor) -> Tensor:
 
 
 def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:
-    """Cut images into ``patches_BNP``, row-major patches, each flattened in (channel, row, column) order."""
+    """Cut images into ``patches_BNP``, row-major patches, each flattened in (channel, row, column) order.
+
+    What no whole patch is left of at the lower and right edges is cut off, as the tower's patch convolution does.
+    """
     b, c, h, w = images_BCHW.shape
     rows, columns = h // patch_size, w // patch_size
-    grid = images_BCHW.reshape(b, c, rows, patch_size, columns, patch_size)
+    grid = images_BCHW[:, :, : rows * patch_size, : columns * patch_size].reshape(
+        b, c, rows, patch_size, columns, patch_size
+    )
     return grid.permute(0, 2, 4, 1, 3, 5).reshape(b, rows * columns, c * patch_size * patch_size)
 
 

@@ -68,6 +68,4 @@ def patch_objection(convolution: nn.Conv2d, image_size: tuple[int, int]) -> str 
         return "Patches overlap: self-training only."
     if convolution.kernel_size != (side, side) or image_size[0] != image_size[1]:
         return "Patches or images are not square: self-training only."
-    if image_size[0] % side:
-        return f"Patches of {side} pixels do not tile the image of {image_size[0]}: self-training only."
     return None

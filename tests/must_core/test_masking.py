@@ -45,3 +45,11 @@ def test_rows_are_those_images() -> None:
     part = whole.rows(slice(1, 3))
     assert torch.equal(part.mask_BN, whole.mask_BN[1:3])
     assert torch.equal(part.hidden_BJ, whole.hidden_BJ[1:3])
+
+
+def test_where_patches_do_not_tile_the_image_masks_tile_what_they_cover() -> None:
+    masker = PatchMasker(image_size=384, patch_size=14, mask_patch_size=42, mask_ratio=0.3)
+    assert (masker.covered, masker.num_blocks) == (378, 81)
+    assert masker.sample(2, torch.Generator()).mask_BN.shape == (2, 27 * 27)
+    with pytest.raises(InvalidConfig, match="378"):
+        PatchMasker(image_size=384, patch_size=14, mask_patch_size=28, mask_ratio=0.3)

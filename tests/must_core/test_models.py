@@ -30,6 +30,8 @@ MASKED = {
     "coca_base": (CLIP_VIT, 288, 18, 768, 12),
     "ViT-B-16-SigLIP": (TIMM_POOL, 224, 16, 768, 12),
     "ViT-SO400M-14-SigLIP-378": (TIMM_POOL, 378, 14, 1152, 27),
+    "ViT-SO400M-14-SigLIP-384": (TIMM_POOL, 384, 14, 1152, 27),
+    "nllb-clip-large-siglip": (TIMM_POOL, 384, 14, 1152, 27),
     "ViT-L-16-SigLIP2-512": (TIMM_POOL, 512, 16, 1024, 24),
     "PE-Core-B-16": (TIMM_POOL, 224, 16, 768, 12),
     "PE-Core-bigG-14-448": (TIMM_POOL, 448, 14, 1536, 50),
@@ -54,8 +56,6 @@ WHOLE = {
     "ViTamin-L-336": ("Patches come out of a convolutional stem", 336, 1024),
     "coca_ViT-B-32": ("Does not pool by its class token", 224, 768),
     "ViT-H-14-CLIPA": ("Does not pool by its class token", 224, 1280),
-    "ViT-SO400M-14-SigLIP-384": ("Patches of 14 pixels do not tile the image of 384", 384, 1152),
-    "nllb-clip-large-siglip": ("Patches of 14 pixels do not tile the image of 384", 384, 1152),
 }
 """Reason, image and width."""
 

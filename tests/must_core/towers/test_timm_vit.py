@@ -18,6 +18,7 @@ from must_core.backbone import build_visual
 from must_core.config import AdaptConfig
 from must_core.masking import PatchMask
 from must_core.models import architectures, survey
+from must_core.objective import patchify
 from must_core.student import Student
 from must_core.towers import tower_of
 from must_core.towers.timm_vit import TimmVit
@@ -263,9 +264,28 @@ def test_none_is_built_that_does(shipped: dict[str, dict[str, Any]]) -> None:
     assert tower_of(visual).support.supported
 
 
-def test_overlapping_patches_and_those_that_do_not_tile_are_refused(plain: Any) -> None:
+def test_patches_that_do_not_tile_the_image_are_hidden_all_the_same(plain: Any) -> None:
+    """As SigLIP's at 384: what no whole patch is left of is not looked at, masked or not."""
     plain.image_size = (18, 18)
-    assert "do not tile" in tower_of(plain).support.reason
+    plain.trunk.patch_embed.img_size = None  # no check: images of both sizes are shown
+    tower = tower_of(plain)
+    assert tower.support.supported
+    images_BCHW, token_W, mask_BN = torch.randn(2, 3, 18, 18), torch.randn(WIDTH), make_mask()
+    inner_BCHW = images_BCHW[:, :, :IMAGE, :IMAGE]
+    changed_BCHW = images_BCHW.clone()
+    changed_BCHW[:, :, :IMAGE, :IMAGE] = changed_below(inner_BCHW, mask_BN)
+    changed_BCHW[:, :, IMAGE:] = 9.0
+    with torch.inference_mode():
+        masked, again, inner = (
+            tower.masked_features(images, PatchMask.of(mask_BN), token_W)
+            for images in (images_BCHW, changed_BCHW, inner_BCHW)
+        )
+    assert torch.equal(masked.pooled_BD, again.pooled_BD)
+    assert torch.allclose(masked.patch_BJW, inner.patch_BJW, atol=1e-6)
+    assert torch.equal(patchify(images_BCHW, PATCH), patchify(inner_BCHW, PATCH))
+
+
+def test_overlapping_patches_are_refused(plain: Any) -> None:
     plain.image_size = (16, 32)
     assert "not square" in tower_of(plain).support.reason
     plain.trunk.patch_embed.proj = nn.Conv2d(3, WIDTH, 6, stride=4)

@@ -138,17 +138,26 @@ def migrate(engine: Engine) -> None:
 
     All revisions run in one transaction: the schema is the old one or the new one, never between.
     """
-    config = alembic_config()
+    with schema_change(engine) as connection:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+@contextmanager
+def schema_change(engine: Engine) -> Iterator[Connection]:
+    """One transaction for revisions to run in, up or down. A second one waits for the first."""
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
-            _migrate_sqlite(connection, config)
+            with _sqlite_schema_change(connection):
+                yield connection
         else:
             with connection.begin():
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
                 connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
                 connection.execute(func.pg_advisory_xact_lock(MIGRATION_LOCK).select())
                 connection.execute(text("SET LOCAL lock_timeout = '15s'"))
-                _upgrade(connection, config)
+                yield connection
 
 
 def alembic_config() -> Config:
@@ -159,19 +168,15 @@ def alembic_config() -> Config:
     return config
 
 
-def _upgrade(connection: Connection, config: Config) -> None:
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
-
-
-def _migrate_sqlite(connection: Connection, config: Config) -> None:
+@contextmanager
+def _sqlite_schema_change(connection: Connection) -> Iterator[None]:
     # SQLite changes a table by copying it and dropping the old one, and the drop would cascade into the rows that
     # refer to it. The switch works outside of transactions only, hence on the driver's connection.
     driver: Any = connection.connection.driver_connection
     driver.execute("PRAGMA foreign_keys=OFF")
     try:
         with connection.begin():  # BEGIN IMMEDIATE: a second migrator waits here, then finds nothing to do
-            _upgrade(connection, config)
+            yield
             if broken := connection.execute(text("PRAGMA foreign_key_check")).all():
                 raise RuntimeError(f"migration leaves {len(broken)} rows that refer to nothing")
     finally:

@@ -112,6 +112,7 @@ class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         CheckConstraint("status in ('queued','running','cancelling','succeeded','failed','cancelled')", name="status"),
+        CheckConstraint("promotion in ('auto','manual','never')", name="promotion"),
         Index("ix_jobs_claim", "status", "lease_until", "created_at"),
     )
 
@@ -129,6 +130,8 @@ class Job(Base):
     choices: Mapped[dict[str, Any] | None]
     """As chosen: each ``{"value": …, "reason": …}``; empty until the trainer has looked at the data."""
     seed: Mapped[int] = mapped_column(BigInteger)
+    promotion: Mapped[str] = mapped_column(String(8), server_default="auto")
+    """A `Promotion`: who decides which of its classifiers the job answers with."""
 
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
@@ -153,6 +156,8 @@ class Job(Base):
     progress: Mapped[dict[str, Any] | None]
     metrics: Mapped[dict[str, Any] | None]
     verdict: Mapped[dict[str, Any] | None]
+    classifier_id: Mapped[str | None] = mapped_column(ForeignKey("classifiers.id", use_alter=True))
+    """What the job answers with: set in the transaction that ends it, moved by a promotion."""
     error: Mapped[dict[str, Any] | None]
 
 
@@ -173,6 +178,7 @@ class Classifier(Base):
     """A published classifier. Never changed after its insert; its files are blobs."""
 
     __tablename__ = "classifiers"
+    __table_args__ = (UniqueConstraint("job_id", "kind"),)
 
     id: Mapped[str] = mapped_column(ObjectId, primary_key=True)
     name: Mapped[str | None] = mapped_column(String(200))
@@ -181,7 +187,8 @@ class Classifier(Base):
     base_model: Mapped[str] = mapped_column(String(200))
     classes: Mapped[list[Any]]
     templates: Mapped[list[Any]]
-    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    """The job that published it: each publishes an adapted one, and a zero-shot one unless that is promoted at once."""
     files: Mapped[dict[str, Any]]
     """File name inside the bundle -> sha256 of its blob. Empty for a zero-shot classifier: its head is text."""
     version: Mapped[str] = mapped_column(Sha256)

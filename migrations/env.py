@@ -8,7 +8,7 @@ from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Connection
 
 from app.config import Settings
-from app.database import make_engine
+from app.database import make_engine, schema_change
 from app.tables import Base, UtcDateTime
 
 
@@ -45,6 +45,6 @@ else:
     if context.config.config_file_name is not None:
         fileConfig(context.config.config_file_name, disable_existing_loggers=False)
     engine = make_engine(Settings().resolved_database_url)
-    with engine.begin() as connection:
+    with schema_change(engine) as connection:
         run(connection)
     engine.dispose()

@@ -1,5 +1,7 @@
 """Classifiers between the layers."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,4 +34,11 @@ class NewClassifier:
     base_model: str
     classes: list[Any]
     templates: list[str]
-    version: str
+    job_id: str | None = None
+    """The job that publishes it; None when a user makes it."""
+
+    @property
+    def version(self) -> str:
+        """Digest of what decides its answers."""
+        decisive = {"base_model": self.base_model, "classes": self.classes, "templates": self.templates}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -26,7 +26,7 @@ class ClassifierStore:
                 base_model=new.base_model,
                 classes=new.classes,
                 templates=new.templates,
-                job_id=None,
+                job_id=new.job_id,
                 files={},
                 version=new.version,
                 metrics={},

@@ -22,6 +22,7 @@ from must_core.backbone import BaseModel, Preprocess, load_base
 from must_core.bundle import load_bundle, serving_classifier
 from must_core.config import check_hyperparameters
 from must_core.errors import CorruptArtifact, InvalidClasses, InvalidConfig, UnknownModel, WeightsUnavailable
+from must_core.guard.panel import hold_out
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec, build_class_weights, check_classes, check_lengths
 
@@ -107,6 +108,11 @@ class Predictor:
             check_fit(requested, self._base(base_model))
         except InvalidConfig as e:
             raise InvalidInput(e.code, e.message, param=e.param) from e
+
+    @staticmethod
+    def num_trained_on(num_images: int) -> int:
+        """How many of a dataset's images a job trains on; the guard has the others."""
+        return len(hold_out(num_images, seed=0).training)
 
     def load(self, source: Source) -> None:
         """Make a classifier ready; raises `Unavailable` when its weights are missing or damaged."""

@@ -2,17 +2,21 @@
 and raises `LeaseLost`. Translates between rows and messages; the ledger owns the transaction.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
+from app.classifiers.messages import NewClassifier
+from app.classifiers.store import ClassifierStore
 from app.database import now_plus, now_utc
+from app.ids import new_id
 from app.jobs.errors import LeaseLost
 from app.jobs.events import add_event, add_status_event
-from app.jobs.messages import Beat, Claim, JobError, Publication, Report
+from app.jobs.messages import Beat, Claim, EventType, JobError, Publication, Report
+from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
 from app.tables import Classifier, DatasetImage, Job
 
@@ -66,6 +70,7 @@ class ClaimStore:
                 Job.templates,
                 Job.hyperparameters,
                 Job.seed,
+                Job.promotion,
             )
             .execution_options(synchronize_session=False)
         ).one_or_none()
@@ -86,6 +91,7 @@ class ClaimStore:
             templates=row.templates,
             hyperparameters=row.hyperparameters,
             seed=row.seed,
+            promotion=Promotion(row.promotion),
         )
 
     def extend(self, claim: Claim, lease: timedelta) -> Beat:
@@ -107,11 +113,18 @@ class ClaimStore:
         return beat
 
     def settle(
-        self, claim: Claim, target: JobStatus, message: str, values: Mapping[str, Any] | None = None
+        self,
+        claim: Claim,
+        target: JobStatus,
+        message: str,
+        values: Mapping[str, Any] | None = None,
+        *,
+        events: Iterable[tuple[EventType, Mapping[str, Any]]] = (),
     ) -> JobStatus:
         """End the attempt: running moves to ``target``, and cancelling to cancelled whatever the target.
 
-        Repeating a call whose answer was lost returns the same. Returns where the job ended up.
+        ``events`` are told before the move, and only if it is made. Repeating a call whose answer was lost returns
+        the same. Returns where the job ended up.
         """
         moves = [(JobStatus.RUNNING, target), (JobStatus.CANCELLING, JobStatus.CANCELLED)]
         if target is JobStatus.CANCELLED:
@@ -128,18 +141,19 @@ class ClaimStore:
                 .execution_options(synchronize_session=False)
             ).one_or_none()
             if moved is not None:
+                for kind, data in events if destination is target else ():
+                    add_event(self._session, claim.job_id, kind, {**data, "attempt": claim.ordinal})
                 said = message if destination is target else "Cancelled."
                 add_status_event(self._session, claim.job_id, destination, said, claim.ordinal)
                 return destination
         return self._settled_before(claim, target)
 
-    def insert_classifier(self, claim: Claim, publication: Publication) -> None:
-        """The row that makes the classifier exist. UNIQUE(job_id) refuses a second one."""
-        name = self._session.scalar(select(Job.name).where(Job.id == claim.job_id))
+    def insert_adapted(self, claim: Claim, publication: Publication) -> str:
+        """Make the adapted classifier exist; UNIQUE(job_id, kind) refuses a second one. Returns its id."""
         self._session.execute(
             insert(Classifier).values(
                 id=publication.classifier_id,
-                name=name,
+                name=self._name_of(claim.job_id),
                 kind="adapted",
                 base_model=claim.base_model,
                 classes=claim.classes,
@@ -151,14 +165,37 @@ class ClaimStore:
                 created_at=now_utc(),
             )
         )
+        return publication.classifier_id
+
+    def insert_zero_shot(self, claim: Claim) -> str:
+        """Make a classifier of the same classes exist that is text alone. Returns its id."""
+        new = NewClassifier(
+            id=new_id("clf"),
+            name=self._name_of(claim.job_id),
+            base_model=claim.base_model,
+            classes=claim.classes,
+            templates=claim.templates,
+            job_id=claim.job_id,
+        )
+        ClassifierStore(self._session).add_zero_shot(new)
+        return new.id
+
+    def set_classifier(self, claim: Claim, classifier_id: str) -> None:
+        """Have the job answer with a classifier. The caller has settled the job in this transaction."""
+        self._session.execute(
+            update(Job)
+            .where(*self._fence(claim))
+            .values(classifier_id=classifier_id)
+            .execution_options(synchronize_session=False)
+        )
 
     def progress_of(self, job_id: str) -> dict[str, Any]:
         """How far the job was when it last said so."""
         return self._session.scalar(select(Job.progress).where(Job.id == job_id)) or {}
 
     def classifier_of(self, job_id: str) -> str | None:
-        """Id of the classifier that the job published."""
-        return self._session.scalar(select(Classifier.id).where(Classifier.job_id == job_id))
+        """Id of the classifier that the job answers with; None until it is published."""
+        return self._session.scalar(select(Job.classifier_id).where(Job.id == job_id))
 
     def image_digests(self, dataset_id: str) -> Sequence[str]:
         """sha256 of the dataset's images, in order."""
@@ -184,6 +221,9 @@ class ClaimStore:
             row.id: (JobStatus(row.status), row.now - row.finished_at if row.finished_at else timedelta(0))
             for row in self._session.execute(query)
         }
+
+    def _name_of(self, job_id: str) -> str | None:
+        return self._session.scalar(select(Job.name).where(Job.id == job_id))
 
     def _fence(self, claim: Claim) -> tuple[ColumnElement[bool], ...]:
         return (Job.id == claim.job_id, Job.owner == claim.owner, Job.attempt == claim.attempt)

@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.database import now_plus, now_utc, read_only
 from app.jobs.claims import ClaimStore
 from app.jobs.errors import LedgerUnavailable
-from app.jobs.messages import Beat, Claim, JobError, Publication, Report, Swept
+from app.jobs.messages import Beat, Claim, EventType, JobError, Publication, Report, Swept
+from app.jobs.promotion import answers_adapted
 from app.jobs.status import JobStatus
 from app.jobs.store import JobStore
 from app.tables import Job
@@ -95,24 +96,36 @@ class Ledger:
     def publish(self, claim: Claim, publication: Publication) -> str | None:
         """Make the classifier exist and the job succeed, both or neither, once.
 
-        Returns the id of the job's classifier, which is not the publication's when an earlier call with an answer
-        lost in transit had another. None when a cancel came first: the job is then cancelled.
+        The job answers with it when its promotion and the verdict say so, else with a zero-shot classifier that is
+        made beside it. Returns the id of what the job answers with; when the answer to an earlier call was lost in
+        transit, that is what that call made. None when a cancel came first: the job is then cancelled.
         """
+        verdict = publication.verdict
+        adapted = answers_adapted(claim.promotion, verdict)
+        message = (
+            "The classifier is ready." if adapted else "The zero-shot classifier is ready; the adapted one is kept."
+        )
         values = {
             "metrics": dict(publication.metrics),
-            "verdict": dict(publication.verdict) if publication.verdict is not None else None,
+            "verdict": None if verdict is None else dict(verdict),
         }
+        events = []
+        if verdict is not None:
+            events = [(EventType.VERDICT, {"outcome": verdict["outcome"], "reasons": verdict["reasons"]})]
         with self._write() as session:
             store = ClaimStore(session)
             values["progress"] = {**store.progress_of(claim.job_id), "phase": "done"}
             existing = store.classifier_of(claim.job_id)
-            status = store.settle(claim, JobStatus.SUCCEEDED, "The classifier is ready.", values)
+            status = store.settle(claim, JobStatus.SUCCEEDED, message, values, events=events)
             if status is not JobStatus.SUCCEEDED:
                 return None
             if existing is not None:
                 return existing
-            store.insert_classifier(claim, publication)
-            return publication.classifier_id
+            classifier_id = store.insert_adapted(claim, publication)
+            if not adapted:
+                classifier_id = store.insert_zero_shot(claim)
+            store.set_classifier(claim, classifier_id)
+            return classifier_id
 
     def sweep(self) -> Swept:
         """End the jobs whose workers died for good. Any number of sweepers may run: each job is ended once.

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
 
 
@@ -20,6 +21,13 @@ class EventType(StrEnum):
     """``{choices: {name: {value, reason}}, attempt}``: how each hyper-parameter was chosen."""
     METRICS = "metrics"
     """``{metrics: {name: value}, progress: {…}, attempt}``: a thinned-out history, not every step."""
+    ROLLED_BACK = "rolled_back"
+    """``{reasons, to_step, attempt}``: training collapsed and ended; the classifier is that of ``to_step``, or of the
+    last step when that is null."""
+    VERDICT = "verdict"
+    """``{outcome, reasons, attempt}``: whether the adapted classifier is better than zero-shot."""
+    PROMOTED = "promoted"
+    """``{classifier_id}``: a person made the adapted classifier the job's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +42,7 @@ class NewJob:
     hyperparameters: dict[str, Any]
     seed: int
     max_attempts: int
+    promotion: Promotion = Promotion.AUTO
     name: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -76,6 +85,7 @@ class JobView:
     hyperparameters: Mapping[str, Any]
     choices: Mapping[str, Any] | None
     seed: int
+    promotion: Promotion
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -87,6 +97,9 @@ class JobView:
     verdict: Mapping[str, Any] | None
     error: JobError | None
     classifier_id: str | None
+    """What the job answers with."""
+    adapted_classifier_id: str | None
+    """What it trained, whether that was promoted or not."""
     transitions: tuple[StatusChange, ...]
 
 
@@ -118,6 +131,7 @@ class Claim:
     templates: list[str]
     hyperparameters: Mapping[str, Any]
     seed: int
+    promotion: Promotion = Promotion.AUTO
 
     @property
     def is_last(self) -> bool:
@@ -147,7 +161,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """A finished classifier whose files are blobs already."""
+    """A finished adapted classifier whose files are blobs already."""
 
     classifier_id: str
     files: Mapping[str, str]
@@ -155,6 +169,7 @@ class Publication:
     version: str
     metrics: Mapping[str, float]
     verdict: Mapping[str, Any] | None
+    """``{outcome, reasons, …}``: the guard's; None when it was off."""
 
 
 @dataclass(frozen=True, kw_only=True)

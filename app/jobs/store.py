@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 from app.database import now_plus, now_utc
 from app.exceptions import Conflict, NotFound
 from app.jobs import events as job_events
-from app.jobs.messages import Event, JobError, JobView, NewJob, StatusChange
+from app.jobs.messages import Event, EventType, JobError, JobView, NewJob, StatusChange
+from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
 from app.tables import Classifier, Dataset, Job
 
@@ -42,6 +43,7 @@ class JobStore:
             templates=new.templates,
             hyperparameters=new.hyperparameters,
             seed=new.seed,
+            promotion=new.promotion.value,
             created_at=now_utc(),
             attempt=0,
             attempts_forgiven=0,
@@ -125,6 +127,37 @@ class JobStore:
             )
         job_events.add_status_event(self._session, job_id, JobStatus.QUEUED, "Resumed.", 0)
 
+    def request_promotion(self, job_id: str) -> None:
+        """Have a job answer with its adapted classifier. Asking twice is asking once.
+
+        Raises `NotFound`, and `Conflict` when the job has not succeeded or is never to be promoted.
+        """
+        self._status(job_id)
+        # What is asked here never changes again, so that it need not be asked within the UPDATE.
+        adapted_id = self._session.scalar(
+            select(Classifier.id)
+            .join(Job, Job.id == Classifier.job_id)
+            .where(
+                Job.id == job_id,
+                Job.status == JobStatus.SUCCEEDED.value,
+                Job.promotion != Promotion.NEVER.value,
+                Classifier.kind == "adapted",
+            )
+        )
+        if adapted_id is None:
+            raise Conflict(
+                "not_promotable", "Only a job that has succeeded can be promoted, unless its option is never."
+            )
+        moved = self._session.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.classifier_id != adapted_id)
+            .values(classifier_id=adapted_id)
+            .returning(Job.id)
+            .execution_options(synchronize_session=False)
+        ).one_or_none()
+        if moved is not None:
+            job_events.add_event(self._session, job_id, EventType.PROMOTED, {"classifier_id": adapted_id})
+
     def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Sequence[Event]:
         """The job's first ``limit`` events with ids above ``after``, in order."""
         return job_events.list_events(self._session, job_id, after=after, limit=limit)
@@ -169,13 +202,14 @@ class JobStore:
         return JobStatus(found)
 
     def _views(self, query: Select[Job]) -> Sequence[JobView]:
-        joined = query.outerjoin(Classifier, Classifier.job_id == Job.id).add_columns(Classifier.id)
+        adapted = and_(Classifier.job_id == Job.id, Classifier.kind == "adapted")
+        joined = query.outerjoin(Classifier, adapted).add_columns(Classifier.id)
         rows = self._session.execute(joined.execution_options(populate_existing=True)).all()
         history = job_events.status_changes(self._session, [job.id for job, _ in rows])
-        return [_view(job, classifier_id, history[job.id]) for job, classifier_id in rows]
+        return [_view(job, adapted_id, history[job.id]) for job, adapted_id in rows]
 
 
-def _view(job: Job, classifier_id: str | None, transitions: tuple[StatusChange, ...]) -> JobView:
+def _view(job: Job, adapted_id: str | None, transitions: tuple[StatusChange, ...]) -> JobView:
     return JobView(
         id=job.id,
         status=JobStatus(job.status),
@@ -188,6 +222,7 @@ def _view(job: Job, classifier_id: str | None, transitions: tuple[StatusChange, 
         hyperparameters=job.hyperparameters,
         choices=job.choices,
         seed=job.seed,
+        promotion=Promotion(job.promotion),
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
@@ -198,6 +233,7 @@ def _view(job: Job, classifier_id: str | None, transitions: tuple[StatusChange, 
         metrics=job.metrics,
         verdict=job.verdict,
         error=JobError(**job.error) if job.error else None,
-        classifier_id=classifier_id,
+        classifier_id=job.classifier_id,
+        adapted_classifier_id=adapted_id,
         transitions=transitions,
     )

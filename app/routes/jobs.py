@@ -8,6 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.deps import DatasetServiceDep, JobServiceDep, SettingsDep
 from app.exceptions import MalformedRequest, ServiceError
+from app.jobs.promotion import Promotion
 from app.routes.bodies import body_schema, class_list, form_fields, form_model, is_form, read_json_body
 from app.routes.event_stream import event_stream
 from app.routes.multipart import FILE_FIELDS, FormLimits, read_form
@@ -18,7 +19,7 @@ from app.services.jobs import JobRequest
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-_PLAIN = frozenset({"name", "base_model"})
+_PLAIN = frozenset({"name", "base_model", "promotion"})
 _RETRY_AFTER_S = "2"
 _FORM = form_fields(plain=_PLAIN, as_json=("templates", "hyperparameters", "seed", "metadata"), archive=True)
 
@@ -72,6 +73,12 @@ def resume_job(service: JobServiceDep, job_id: str) -> JobOut:
     return JobOut.of(service.resume(job_id))
 
 
+@router.post("/{job_id}/promote")
+def promote_job(service: JobServiceDep, job_id: str) -> JobOut:
+    """Have a job that succeeded answer with its adapted classifier, whatever the verdict; calling twice is once."""
+    return JobOut.of(service.promote(job_id))
+
+
 @router.get("/{job_id}/events", response_model=Page[EventOut])
 def job_events(
     request: Request,
@@ -107,6 +114,7 @@ def _job_request(options: JobOptions) -> JobRequest:
         base_model=options.base_model,
         hyperparameters=options.hyperparameters,
         seed=options.seed,
+        promotion=Promotion(options.promotion),
         name=options.name,
         metadata=options.metadata,
     )

@@ -46,6 +46,7 @@ Templates = Annotated[
         examples=[["a photo of a {}."]],
     ),
 ]
+PromotionName = Literal["auto", "manual", "never"]
 Hyperparameter = Literal["auto"] | bool | int | float | str
 
 
@@ -66,6 +67,12 @@ class JobOptions(WireModel):
         le=MAX_SEED,
         description="Decides crops, masks and order; drawn when missing.",
         examples=[7],
+    )
+    promotion: PromotionName = Field(
+        default="auto",
+        description="When the job answers with what it trained instead of zero-shot: `auto`, when the verdict is that "
+        "it is better; `manual`, after `POST /jobs/{id}/promote`; `never`. What was trained is kept in any case.",
+        examples=["auto"],
     )
     name: Name | None = None
     metadata: dict[str, str] = Field(
@@ -111,6 +118,61 @@ class JobErrorOut(WireModel):
     param: str | None = Field(description="The setting it is about.", examples=["learning_rate_per_256"])
 
 
+class GainOut(WireModel):
+    """How much more often the adapted classifier is right than zero-shot, as estimated without labels."""
+
+    estimate: float = Field(description="A share of the held-out images, −1 to 1.", examples=[0.201])
+    low: float = Field(description="Lower end of its 95 % interval.", examples=[0.14])
+    high: float = Field(description="Upper end of its 95 % interval.", examples=[0.263])
+    num_held_out: int = Field(description="Images that were held out of training to decide on.", examples=[179])
+    num_disagreements: int = Field(description="Of those, how many got another answer.", examples=[41])
+    num_for_adapted: int = Field(description="Of those, where the new answer is thought right.", examples=[37])
+    num_for_zero_shot: int = Field(description="Of those, where the old answer is.", examples=[1])
+
+
+class VetoOut(WireModel):
+    """A sign that training went wrong."""
+
+    name: str = Field(description="The statistic.", examples=["feature_rank"])
+    value: float | None = Field(description="What it was; null when it was no number.", examples=[0.08])
+    limit: float = Field(description="The limit it is beyond.", examples=[0.4])
+    reason: str = Field(
+        description="The same in a sentence.",
+        examples=["The features fill 0.08 times as many dimensions as before: they have collapsed."],
+    )
+
+
+class VerdictOut(WireModel):
+    """Whether what was trained is better than zero-shot, decided without labels on images held out of training."""
+
+    outcome: Literal["adapted", "zero_shot", "inconclusive"] = Field(
+        description="`adapted`: it is better. `zero_shot`: it is worse, or training went wrong. `inconclusive`: the "
+        "images are too few, or the two too close, to tell.",
+        examples=["adapted"],
+    )
+    candidate: str = Field(
+        description="What was compared with zero-shot: `teacher`, the end of training, or `half_way` to it.",
+        examples=["teacher"],
+    )
+    reasons: list[str] = Field(
+        description="Sentences, the decisive one first.",
+        examples=[["Of 179 held-out images, 41 got another answer; the judge takes the adapted classifier's side …"]],
+    )
+    gain: GainOut = Field(description="The estimate behind it.")
+    vetoes: list[VetoOut] = Field(description="What speaks against it whatever the gain.", examples=[[]])
+
+    @classmethod
+    def of(cls, verdict: Mapping[str, Any]) -> "VerdictOut":
+        """The wire form of a stored verdict."""
+        return cls(
+            outcome=verdict["outcome"],
+            candidate=verdict["candidate"],
+            reasons=verdict["reasons"],
+            gain=GainOut(**verdict["gain"]),
+            vetoes=[VetoOut(**veto) for veto in verdict["vetoes"]],
+        )
+
+
 class JobOut(WireModel):
     """A job and how far it is."""
 
@@ -134,6 +196,7 @@ class JobOut(WireModel):
         examples=[{"epochs": {"value": 20, "reason": "As requested."}}],
     )
     seed: int = Field(description="As given or drawn.", examples=[7])
+    promotion: str = Field(description="As given: `auto`, `manual` or `never`.", examples=["auto"])
     created_at: datetime = Field(description="Accepted.", examples=["2026-01-02T03:04:05Z"])
     started_at: datetime | None = Field(description="First claimed by a worker.", examples=["2026-01-02T03:04:06Z"])
     finished_at: datetime | None = Field(description="Ended.", examples=[None])
@@ -146,11 +209,18 @@ class JobOut(WireModel):
     )
     status_transitions: list[StatusTransition] = Field(description="How it came here, oldest first.")
     metrics: dict[str, float] | None = Field(description="The latest.", examples=[{"loss": 5.4}])
-    verdict: dict[str, Any] | None = Field(
-        description="Whether the adapted classifier is better, decided without labels, once that was looked at.",
-        examples=[None],
+    verdict: VerdictOut | None = Field(
+        description="Whether what it trained is better than zero-shot; null before the end."
     )
-    classifier_id: str | None = Field(description="What it made.", examples=[None])
+    classifier_id: str | None = Field(
+        description="What it answers with: what it trained, or zero-shot where that is not promoted. Null before the "
+        "end.",
+        examples=["clf_01k0c9v2ytq4v3m5p6r7s8t9wa"],
+    )
+    adapted_classifier_id: str | None = Field(
+        description="What it trained, promoted or not. Null before the end.",
+        examples=["clf_01k0c9v2ytq4v3m5p6r7s8t9wa"],
+    )
     error: JobErrorOut | None = Field(description="Why it failed.", examples=[None])
 
     @classmethod
@@ -169,6 +239,7 @@ class JobOut(WireModel):
             hyperparameters=dict(view.hyperparameters),
             choices=None if view.choices is None else dict(view.choices),
             seed=view.seed,
+            promotion=view.promotion.value,
             created_at=view.created_at,
             started_at=view.started_at,
             finished_at=view.finished_at,
@@ -180,8 +251,9 @@ class JobOut(WireModel):
                 StatusTransition(status=t.status.value, at=t.at, message=t.message) for t in view.transitions
             ],
             metrics=None if view.metrics is None else dict(view.metrics),
-            verdict=None if view.verdict is None else dict(view.verdict),
+            verdict=None if view.verdict is None else VerdictOut.of(view.verdict),
             classifier_id=view.classifier_id,
+            adapted_classifier_id=view.adapted_classifier_id,
             error=None if view.error is None else JobErrorOut(**view.error.to_dict()),
         )
 

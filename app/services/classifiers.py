@@ -1,9 +1,6 @@
 """Classifiers: making zero-shot ones, finding any, and saying what the predictor needs to answer with one."""
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -37,7 +34,6 @@ class ClassifierService:
             base_model=source.base_model,
             classes=rows.classes,
             templates=rows.templates,
-            version=_version(source),
         )
         with self._sessions.begin() as session:
             ClassifierStore(session).add_zero_shot(new)
@@ -77,7 +73,3 @@ class ClassifierService:
         """The unadapted classifier of the same base model and classes."""
         classes = class_list_from_rows(classifier.classes, classifier.templates)
         return ZeroShotSource(classifier.base_model, classes.classes, classes.templates)
-
-
-def _version(source: ZeroShotSource) -> str:
-    return hashlib.sha256(json.dumps(asdict(source), sort_keys=True).encode()).hexdigest()

@@ -14,6 +14,7 @@ from app.ids import is_id, new_id
 from app.inference.classes import ClassList, class_list_to_rows
 from app.inference.predictor import Predictor, ZeroShotSource
 from app.jobs.messages import Event, JobView, NewJob
+from app.jobs.promotion import Promotion
 from app.jobs.store import JobStore
 from app.queue import TaskQueue
 from app.services.classifiers import ClassifierService
@@ -31,6 +32,7 @@ class JobRequest:
     base_model: str | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
+    promotion: Promotion = Promotion.AUTO
     name: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -78,6 +80,7 @@ class JobService:
             hyperparameters=dict(request.hyperparameters),
             seed=secrets.randbits(31) if request.seed is None else request.seed,
             max_attempts=self._max_attempts,
+            promotion=request.promotion,
             name=request.name,
             metadata=dict(request.metadata),
         )
@@ -116,6 +119,13 @@ class JobService:
         self._enqueue(job_id)
         return self.get(job_id)
 
+    def promote(self, job_id: str) -> JobView:
+        """Have a job that succeeded answer with its adapted classifier; raises `NotFound` and `Conflict`."""
+        self._require_id(job_id)
+        with self._sessions.begin() as session:
+            JobStore(session).request_promotion(job_id)
+        return self.get(job_id)
+
     def events(self, job_id: str, *, after: int, limit: int) -> Sequence[Event]:
         """The job's events with ids above ``after``, oldest first; raises `NotFound`."""
         self._require_id(job_id)
@@ -135,8 +145,10 @@ class JobService:
         if dataset.num_images < MIN_IMAGES:
             raise InvalidInput("too_few_unique_images", "An adaptation needs several images.", param="dataset_id")
         batch_size = request.hyperparameters.get("batch_size")
-        if isinstance(batch_size, int) and batch_size > dataset.num_images:
-            raise InvalidInput("invalid_combination", "The batch is larger than the dataset.", param="batch_size")
+        if isinstance(batch_size, int) and batch_size > self._predictor.num_trained_on(dataset.num_images):
+            raise InvalidInput(
+                "invalid_combination", "The batch is larger than what is trained on of the dataset.", param="batch_size"
+            )
 
     def _enqueue(self, job_id: str) -> None:
         if self._queue.send(job_id):

@@ -3,13 +3,16 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, select, text, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.database import (
@@ -20,10 +23,16 @@ from app.database import (
     now_plus,
     now_utc,
     read_only,
+    schema_change,
 )
-from app.tables import Base, Dataset, Job
+from app.exceptions import Conflict
+from app.jobs.ledger import Ledger
+from app.jobs.messages import Publication
+from app.jobs.promotion import Promotion
+from app.jobs.store import JobStore
+from app.tables import Base, Classifier, Dataset, Job
 from tests.support.databases import BOTH, database_url, engine, postgres_url, sessions, sqlite_template
-from tests.support.jobs import add_job
+from tests.support.jobs import add_job, read_job
 from tests.support.services import postgres_database
 
 __all__ = ["database_url", "engine", "postgres_url", "sessions", "sqlite_template"]
@@ -134,14 +143,89 @@ def test_up_down_up(empty_url: str) -> None:
     migrate(engine)
     assert set(inspect(engine).get_table_names()) == {*Base.metadata.tables, "alembic_version"}
     add_job(make_sessionmaker(engine))
-    config = alembic_config()
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+    downgrade(engine, "base")
     assert inspect(engine).get_table_names() == ["alembic_version"]
     migrate(engine)
     add_job(make_sessionmaker(engine))
     engine.dispose()
+
+
+def downgrade(engine: Engine, revision: str) -> None:
+    config = alembic_config()
+    with schema_change(engine) as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
+
+
+def publish(sessions: sessionmaker[Session], classifier_id: str, **fields: Any) -> str:
+    """A job that has published; returns its id."""
+    job_id = add_job(sessions, **fields)
+    ledger = Ledger(sessions)
+    claim = ledger.claim("w", timedelta(seconds=60), job_id)
+    assert claim is not None
+    ledger.publish(claim, Publication(classifier_id=classifier_id, files={}, version="0", metrics={}, verdict=None))
+    return job_id
+
+
+def test_jobs_from_before_promotions_answer_with_what_they_published(empty_url: str) -> None:
+    """Down and up again with data: a promoted job, one that answers zero-shot, one that waits."""
+    engine = make_engine(empty_url)
+    migrate(engine)
+    sessions = make_sessionmaker(engine)
+    promoted, refused = publish(sessions, "clf_1"), publish(sessions, "clf_2", promotion=Promotion.MANUAL)
+    waiting = add_job(sessions)
+    before = {job_id: read_job(sessions, job_id) for job_id in (promoted, refused, waiting)}
+
+    downgrade(engine, "0001")
+    with engine.begin() as connection:
+        assert "promotion" not in {column["name"] for column in inspect(connection).get_columns("jobs")}
+        found = connection.execute(text("select id, job_id from classifiers")).all()
+        assert {tuple(row) for row in found} == {
+            ("clf_1", promoted),
+            ("clf_2", None),
+            (before[refused].classifier_id, refused),
+        }
+        with pytest.raises(IntegrityError):  # one classifier a job, as it was
+            connection.execute(text("update classifiers set job_id = :job where id = 'clf_2'"), {"job": promoted})
+
+    migrate(engine)
+    for job_id, view in before.items():
+        again = read_job(sessions, job_id)
+        assert again.classifier_id == view.classifier_id
+        assert again.transitions == view.transitions, "what refers to the job is still there"
+        assert again.promotion is Promotion.AUTO
+    assert read_job(sessions, promoted).adapted_classifier_id == "clf_1"
+    with pytest.raises(Conflict, match="not_promotable"), sessions() as session, session.begin():
+        JobStore(session).request_promotion(refused)  # nothing says any more that clf_2 is its own
+    assert read_job(sessions, refused) == replace(before[refused], adapted_classifier_id=None, promotion=Promotion.AUTO)
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update jobs set status = 'x'",
+        "update jobs set promotion = 'x'",
+        "update jobs set promotion = null",
+        "update jobs set classifier_id = 'clf_x'",
+        "update jobs set dataset_id = 'ds_x'",
+        "update classifiers set kind = 'adapted'",
+        "update classifiers set job_id = 'job_x'",
+        "delete from classifiers",
+    ],
+)
+def test_the_database_holds_its_rules_after_all_migrations(
+    engine: Engine, sessions: sessionmaker[Session], change: str
+) -> None:
+    """SQLite changes a table by making another one: no rule may be left behind."""
+    job_id = publish(sessions, "clf_1", promotion=Promotion.MANUAL)
+    with pytest.raises(IntegrityError), engine.begin() as connection:
+        connection.execute(text(change))
+    with engine.begin() as connection:
+        connection.execute(text("delete from datasets"))
+    assert read_job(sessions, job_id).dataset_id is None
+    with sessions() as session, session.begin():
+        assert len(session.scalars(select(Classifier)).all()) == 2
 
 
 def test_the_migrations_make_what_the_tables_say(empty_url: str) -> None:
@@ -168,7 +252,8 @@ def test_migrators_at_once(empty_url: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(run, engines))
     with engines[0].connect() as connection:
-        assert connection.scalars(text("select version_num from alembic_version")).all() == ["0001"]
+        head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+        assert connection.scalars(text("select version_num from alembic_version")).all() == [head]
         if connection.dialect.name == "sqlite":
             assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
     for each in engines:

@@ -65,6 +65,25 @@ def add_job(sessions: sessionmaker[Session], *, digests: tuple[str, ...] = (), *
     return job_id
 
 
+def verdict(outcome: str = "adapted") -> dict[str, Any]:
+    """What the guard may have said, as it is stored."""
+    return {
+        "outcome": outcome,
+        "candidate": "teacher",
+        "reasons": [f"It is {outcome}.", "So it seems."],
+        "gain": {
+            "estimate": 0.1,
+            "low": 0.05,
+            "high": 0.15,
+            "num_held_out": 60,
+            "num_disagreements": 9,
+            "num_for_adapted": 7,
+            "num_for_zero_shot": 1,
+        },
+        "vetoes": [{"name": "feature_rank", "value": None, "limit": 0.4, "reason": "No number."}],
+    }
+
+
 def read_job(sessions: sessionmaker[Session], job_id: str) -> JobView:
     """The job as its user sees it."""
     with sessions() as session, session.begin():

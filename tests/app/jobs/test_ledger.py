@@ -12,16 +12,17 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.database import now_plus
-from app.exceptions import Conflict
+from app.exceptions import Conflict, NotFound
 from app.ids import new_id
 from app.jobs.claims import ClaimStore
 from app.jobs.errors import LeaseLost, LedgerUnavailable
 from app.jobs.ledger import Ledger
 from app.jobs.messages import Claim, EventType, JobError, Publication, Report
+from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
 from app.jobs.store import JobStore
 from app.tables import Classifier, Job
-from tests.support.jobs import add_job, read_job
+from tests.support.jobs import add_job, read_job, verdict
 
 LEASE = timedelta(seconds=60)
 NOW = timedelta(0)
@@ -57,7 +58,7 @@ def publication(**fields: Any) -> Publication:
             "files": {"bundle.json": "0" * 64},
             "version": "1" * 64,
             "metrics": {"agreement": 0.9},
-            "verdict": {"better": True},
+            "verdict": verdict(),
             **fields,
         }
     )
@@ -269,7 +270,7 @@ def test_publishing_is_once_and_repeatable(ledger: Ledger, sessions: sessionmake
         first.classifier_id,
         {"agreement": 0.9},
     )
-    assert view.verdict == {"better": True}
+    assert view.verdict == verdict()
     assert view.finished_at is not None
     with sessions() as session, session.begin():
         row = session.scalars(select(Classifier)).one()
@@ -277,6 +278,126 @@ def test_publishing_is_once_and_repeatable(ledger: Ledger, sessions: sessionmake
     for write in writes(ledger, claim)[:-1]:
         with pytest.raises(LeaseLost):
             write()
+
+
+@pytest.mark.parametrize("promotion", Promotion)
+@pytest.mark.parametrize("outcome", ["adapted", "zero_shot", "inconclusive", None])
+def test_a_job_answers_with_what_verdict_and_promotion_say(
+    ledger: Ledger, sessions: sessionmaker[Session], outcome: str | None, promotion: Promotion
+) -> None:
+    job_id = add_job(sessions, name="pets", promotion=promotion)
+    claim = take(ledger)
+    assert claim.promotion is promotion
+    new = publication(verdict=None if outcome is None else verdict(outcome))
+    published = ledger.publish(claim, new)
+    view = read_job(sessions, job_id)
+    assert (view.status, view.promotion) == (JobStatus.SUCCEEDED, promotion)
+    assert view.classifier_id == published
+    assert view.adapted_classifier_id == new.classifier_id
+    with sessions() as session, session.begin():
+        rows = {row.kind: row for row in session.scalars(select(Classifier))}
+        told = [(e.type, e.data) for e in JobStore(session).events(job_id)]
+    assert rows["adapted"].files == dict(new.files)
+    if promotion is Promotion.AUTO and outcome in {"adapted", None}:
+        assert published == new.classifier_id
+        assert set(rows) == {"adapted"}
+    else:
+        assert set(rows) == {"adapted", "zero_shot"}
+        zero_shot = rows["zero_shot"]
+        assert (zero_shot.id, zero_shot.job_id, zero_shot.name, zero_shot.files) == (published, job_id, "pets", {})
+        adapted = rows["adapted"]
+        for name in ("base_model", "classes", "templates"):
+            assert getattr(zero_shot, name) == getattr(adapted, name), name
+        assert "adapted one is kept" in view.transitions[-1].message
+    if outcome is None:
+        assert [kind for kind, _ in told] == ["status"] * 3
+    else:
+        reasons = verdict(outcome)["reasons"]
+        assert told[2] == (EventType.VERDICT, {"outcome": outcome, "reasons": reasons, "attempt": 1})
+        assert [kind for kind, _ in told] == ["status", "status", "verdict", "status"], "the move comes last"
+
+
+def promote(sessions: sessionmaker[Session], job_id: str) -> None:
+    with sessions() as session, session.begin():
+        JobStore(session).request_promotion(job_id)
+
+
+@pytest.mark.parametrize("promotion", [Promotion.AUTO, Promotion.MANUAL])
+@pytest.mark.parametrize("outcome", ["adapted", "zero_shot", "inconclusive", None])
+def test_a_promotion_makes_the_adapted_classifier_the_jobs_own_once(
+    ledger: Ledger, sessions: sessionmaker[Session], outcome: str | None, promotion: Promotion
+) -> None:
+    job_id = add_job(sessions, promotion=promotion)
+    new = publication(verdict=None if outcome is None else verdict(outcome))
+    promoted_before = ledger.publish(take(ledger), new) == new.classifier_id
+    before = read_job(sessions, job_id)
+    for _ in range(2):
+        promote(sessions, job_id)
+        view = read_job(sessions, job_id)
+        assert view.classifier_id == view.adapted_classifier_id == new.classifier_id
+        assert (view.status, view.verdict, view.transitions) == (before.status, before.verdict, before.transitions)
+    with sessions() as session, session.begin():
+        told = [e.data for e in JobStore(session).events(job_id) if e.type is EventType.PROMOTED]
+    assert told == ([] if promoted_before else [{"classifier_id": new.classifier_id}])
+    assert num_classifiers(sessions) == (1 if promoted_before else 2), "nothing is made and nothing goes"
+
+
+def test_promotions_at_once_are_one(ledger: Ledger, sessions: sessionmaker[Session]) -> None:
+    job_id = add_job(sessions, promotion=Promotion.MANUAL)
+    ledger.publish(take(ledger), publication())
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: promote(sessions, job_id), range(4)))
+    with sessions() as session, session.begin():
+        assert [e.type for e in JobStore(session).events(job_id)].count(EventType.PROMOTED) == 1
+
+
+def test_a_job_that_is_never_to_be_promoted_is_not(ledger: Ledger, sessions: sessionmaker[Session]) -> None:
+    job_id = add_job(sessions, promotion=Promotion.NEVER)
+    published = ledger.publish(take(ledger), publication())
+    with pytest.raises(Conflict, match="not_promotable"):
+        promote(sessions, job_id)
+    assert read_job(sessions, job_id).classifier_id == published
+
+
+def test_only_jobs_that_have_succeeded_are_promoted(ledger: Ledger, sessions: sessionmaker[Session]) -> None:
+    job_id = add_job(sessions)
+    for move in (lambda: take(ledger), lambda: request_cancel(sessions, job_id), ledger.sweep):
+        with pytest.raises(Conflict, match="not_promotable"):
+            promote(sessions, job_id)
+        move()
+    with pytest.raises(NotFound):
+        promote(sessions, "job_x")
+
+
+def test_a_publication_repeated_after_a_promotion_changes_nothing(
+    ledger: Ledger, sessions: sessionmaker[Session]
+) -> None:
+    job_id = add_job(sessions)
+    claim = take(ledger)
+    first = publication(verdict=verdict("zero_shot"))
+    ledger.publish(claim, first)
+    promote(sessions, job_id)
+    before = read_job(sessions, job_id)
+    assert ledger.publish(claim, publication(verdict=verdict("zero_shot"))) == first.classifier_id
+    assert read_job(sessions, job_id) == before
+    assert num_classifiers(sessions) == 2
+
+
+@pytest.mark.parametrize("outcome", ["adapted", "zero_shot"])
+def test_the_database_refuses_a_second_publication(
+    ledger: Ledger, sessions: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    """Two calls that both found nothing published, whatever the fence let through."""
+    job_id = add_job(sessions)
+    claim = take(ledger)
+    first = publication(verdict=verdict(outcome))
+    ledger.publish(claim, first)
+    before = read_job(sessions, job_id)
+    monkeypatch.setattr(ClaimStore, "classifier_of", lambda _, job_id: None)  # noqa: ARG005
+    with pytest.raises(IntegrityError):
+        ledger.publish(claim, publication(verdict=verdict(outcome)))
+    monkeypatch.undo()
+    assert read_job(sessions, job_id) == before
 
 
 def test_publishing_is_both_or_neither(ledger: Ledger, sessions: sessionmaker[Session]) -> None:

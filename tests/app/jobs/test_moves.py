@@ -20,7 +20,7 @@ from app.jobs.messages import Claim, JobError, Publication
 from app.jobs.status import JobStatus, may_move
 from app.jobs.store import JobStore
 from app.tables import Job
-from tests.support.jobs import add_job, read_job
+from tests.support.jobs import add_job, read_job, verdict
 
 LEASE = timedelta(seconds=600)
 OOPS = JobError(code="worker_lost", message="m")
@@ -104,7 +104,8 @@ class Moves(RuleBasedStateMachine):
         elif how == "fail":
             self.ledger.fail(claim, OOPS)
         else:
-            new = Publication(classifier_id=new_id("clf"), files={}, version="0", metrics={}, verdict=None)
+            refused = verdict("zero_shot") if claim.attempt % 2 else None
+            new = Publication(classifier_id=new_id("clf"), files={}, version="0", metrics={}, verdict=refused)
             self.ledger.publish(claim, new)
 
     @rule()
@@ -130,6 +131,18 @@ class Moves(RuleBasedStateMachine):
         self.status, self.counted = JobStatus.QUEUED, 0
 
     @rule()
+    def promote(self) -> None:
+        try:
+            with self.sessions() as session, session.begin():
+                JobStore(session).request_promotion(self.job_id)
+        except Conflict:
+            assert self.status is not JobStatus.SUCCEEDED
+            return
+        assert self.status is JobStatus.SUCCEEDED
+        job = read_job(self.sessions, self.job_id)
+        assert job.classifier_id == job.adapted_classifier_id
+
+    @rule()
     def sweep(self) -> None:
         self.ledger.sweep()
         if self.expired and self.status is JobStatus.CANCELLING:
@@ -148,6 +161,7 @@ class Moves(RuleBasedStateMachine):
         assert all(may_move(a.status, b.status) for a, b in pairwise(job.transitions))
         assert job.transitions[-1].status is job.status
         assert (job.classifier_id is not None) == (job.status is JobStatus.SUCCEEDED)
+        assert (job.adapted_classifier_id is not None) == (job.status is JobStatus.SUCCEEDED)
         assert (job.finished_at is not None) == job.status.is_terminal
         assert (job.error is not None) == (job.status is JobStatus.FAILED)
 

@@ -11,6 +11,7 @@ from app.exceptions import Conflict, NotFound
 from app.ids import new_id
 from app.jobs.ledger import Ledger
 from app.jobs.messages import EventType, JobError, NewJob
+from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
 from app.jobs.store import JobStore
 from app.tables import Job
@@ -39,18 +40,21 @@ def test_a_job_reads_back_as_it_was_submitted(sessions: sessionmaker[Session]) -
         hyperparameters={"epochs": "auto", "batch_size": 8},
         seed=2**62,
         max_attempts=5,
+        promotion=Promotion.MANUAL,
         name="pets",
         metadata={"team": "a"},
     )
     with sessions() as session, session.begin():
         JobStore(session).add(new)
     view = read_job(sessions, new.id)
-    for name in ("id", "dataset_id", "classes", "templates", "hyperparameters", "seed", "name", "metadata"):
+    same = ("id", "dataset_id", "classes", "templates", "hyperparameters", "seed", "promotion", "name", "metadata")
+    for name in same:
         assert getattr(view, name) == getattr(new, name), name
     assert (view.status, view.attempt, view.max_attempts) == (JobStatus.QUEUED, 0, 5)
     assert view.created_at.tzinfo is not None
     assert [(t.status, t.message) for t in view.transitions] == [(JobStatus.QUEUED, "Accepted.")]
-    assert view.started_at is view.finished_at is view.error is view.metrics is view.classifier_id is None
+    assert view.started_at is view.finished_at is view.error is view.metrics is None
+    assert view.verdict is view.classifier_id is view.adapted_classifier_id is None
 
 
 def test_a_job_of_a_missing_dataset_is_refused(sessions: sessionmaker[Session]) -> None:

@@ -11,7 +11,9 @@ from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
 
 from app.config import Settings
+from app.database import make_engine, make_sessionmaker
 from app.main import create_app
+from tests.support.jobs import add_dataset
 from tests.support.tiny import CLASSES, make_base, make_images
 
 MISSING_JOB = "job_01k0c9v2ytq4v3m5p6r7s8t9wa"
@@ -97,6 +99,9 @@ JOB_BODIES: list[tuple[str, int, str, str | None]] = [
     (_job('"templates": [' + '"{}", ' * 200 + '"{}"]'), 422, "too_many_prompts", "templates"),
     (_job('"templates": ["' + "word " * 100 + '{}"]'), 422, "prompt_too_long", "templates"),
     (_job('"base_model": "../x"'), 422, "unknown_model", "base_model"),
+    (_job('"promotion": "always"'), 422, "invalid_value", "promotion"),
+    (_job('"promotion": true'), 422, "invalid_value", "promotion"),
+    (_job('"promotion": null'), 422, "invalid_value", "promotion"),
     (_job('"base_model": "absent"'), 503, "weights_unavailable", None),
     ('{"dataset_id": "ds_nonsense", "classes": ["a", "b"]}', 404, "not_found", None),
     ('{"dataset_id": "ds_01k0c9v2ytq4v3m5p6r7s8t9wa", "classes": ["a", "b"]}', 404, "not_found", None),
@@ -131,6 +136,20 @@ def test_wrong_jobs_are_told_by_code(
     assert found[:2] == (status, code), answer.text
     if param is not None:
         assert found[2] == param
+
+
+@pytest.mark.parametrize(("batch_size", "status"), [(240, 202), (241, 422)])
+def test_a_batch_must_fit_what_is_not_held_out(client: TestClient, batch_size: int, status: int) -> None:
+    engine = make_engine(client.app.state.services.settings.resolved_database_url)  # type: ignore[attr-defined]
+    dataset_id = add_dataset(make_sessionmaker(engine), tuple(f"{i:064}" for i in range(300)))
+    engine.dispose()
+    body = {"dataset_id": dataset_id, "classes": CLASSES, "hyperparameters": {"batch_size": batch_size}}
+    answer = client.post("/jobs", json=body)
+    assert answer.status_code == status, answer.text
+    if status == 422:
+        assert told(answer) == (422, "invalid_combination", "batch_size")
+    else:
+        client.post(f"/jobs/{answer.json()['id']}/cancel")
 
 
 @pytest.mark.parametrize(
@@ -255,7 +274,9 @@ def test_json_must_be_utf8_and_not_endless(client: TestClient) -> None:
 @pytest.mark.parametrize(
     "job_id", ["abc", "%00", "..%2f", "x" * 10_000, MISSING_JOB, "job_", "clf_01k0c9v2ytq4v3m5p6r7s8t9wa", "１"]
 )
-@pytest.mark.parametrize(("verb", "path"), [("GET", ""), ("POST", "/cancel"), ("POST", "/resume"), ("GET", "/events")])
+@pytest.mark.parametrize(
+    ("verb", "path"), [("GET", ""), ("POST", "/cancel"), ("POST", "/resume"), ("POST", "/promote"), ("GET", "/events")]
+)
 def test_jobs_that_do_not_exist_look_alike(client: TestClient, job_id: str, verb: str, path: str) -> None:
     assert told(client.request(verb, f"/jobs/{job_id}{path}"))[:2] == (404, "not_found")
 

@@ -108,7 +108,13 @@ def test_a_job_survives_its_worker_and_its_classifier_answers(service: Service, 
     (resumed,) = [line["step"] for line in told if line["event"] == "resumed"]
     assert 0 < resumed < TOTAL_STEPS
 
-    classifier = client.get(f"/classifiers/{done['classifier_id']}").json()
+    # So few images decide nothing: the job answers zero-shot, and what it trained is kept.
+    assert done["promotion"] == "auto"
+    assert done["verdict"]["outcome"] == "inconclusive"
+    assert done["verdict"]["reasons"][0].startswith("36 images are too few")
+    unadapted = client.get(f"/classifiers/{done['classifier_id']}").json()
+    assert (unadapted["kind"], unadapted["job_id"]) == ("zero_shot", job["id"])
+    classifier = client.get(f"/classifiers/{done['adapted_classifier_id']}").json()
     assert (classifier["kind"], classifier["job_id"]) == ("adapted", job["id"])
     reply = client.post(
         "/classify",
@@ -132,6 +138,21 @@ def test_a_job_survives_its_worker_and_its_classifier_answers(service: Service, 
         assert result["zero_shot"]["predictions"]
     # Adapted weights are not the base's.
     assert good["predictions"][0]["score"] != good["zero_shot"]["predictions"][0]["score"]
+    by_job = client.post(
+        "/classify",
+        data={"classifier": unadapted["id"], "top_k": "2"},
+        files={"images": ("a.png", images[0].read_bytes())},
+    )
+    assert by_job.json()["results"][0]["predictions"] == near(good["zero_shot"]["predictions"])
+
+    # Whoever knows better promotes.
+    promoted = client.post(f"/jobs/{job['id']}/promote").json()
+    assert promoted == {**done, "classifier_id": classifier["id"]}
+
+
+def near(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same labels, with scores as they come out of a batch of another size."""
+    return [{**p, "score": pytest.approx(p["score"], abs=1e-5)} for p in predictions]
 
 
 def test_one_request_with_images_and_classes_streams_its_events(service: Service, images: list[Path]) -> None:

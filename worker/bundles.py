@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from app.ids import new_id
@@ -28,7 +29,7 @@ def store_bundle(storage: BlobStore, result: ResultReport, output_dir: Path) -> 
         files=files,
         version=version_of(files),
         metrics=result.metrics,
-        verdict=result.verdict,
+        verdict=None if result.verdict is None else asdict(result.verdict),
     )
 
 

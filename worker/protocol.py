@@ -57,11 +57,16 @@ def _finite_only(value: object) -> object:
     return {k: v for k, v in value.items() if not isinstance(v, float) or math.isfinite(v)}
 
 
+def _finite_or_none(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 Message = Annotated[str, BeforeValidator(_clip)]
 Word = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[\w./ -]+$")]
 Metrics = Annotated[dict[Word, FiniteFloat], BeforeValidator(_finite_only), Field(max_length=200)]
 Rate = Annotated[FiniteFloat, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
+Reasons = Annotated[list[Message], Field(max_length=200)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -148,6 +153,50 @@ class CheckpointReport:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RolledBackReport:
+    """Training collapsed and ended. What follows is made of ``to_step``, or of the last step when that is None."""
+
+    type: Literal["rolled_back"] = "rolled_back"
+    v: Literal[1] = 1
+    reasons: Reasons
+    to_step: Count | None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Gain:
+    """How much more often the adapted classifier is thought right than zero-shot: shares of the held-out images."""
+
+    estimate: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+    num_held_out: Count
+    num_disagreements: Count
+    num_for_adapted: Count
+    num_for_zero_shot: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Veto:
+    """A statistic beyond its limit. A value that is no number is None."""
+
+    name: Word
+    value: Annotated[FiniteFloat | None, BeforeValidator(_finite_or_none)]
+    limit: FiniteFloat
+    reason: Message
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Verdict:
+    """Whether the adapted classifier is better than zero-shot, and why."""
+
+    outcome: Literal["adapted", "zero_shot", "inconclusive"]
+    candidate: Word
+    reasons: Reasons
+    gain: Gain
+    vetoes: Annotated[list[Veto], Field(max_length=200)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ResultReport:
     """The classifier is complete in ``bundle_dir``, which is ``output_dir`` or a folder in it. The last report."""
 
@@ -155,7 +204,8 @@ class ResultReport:
     v: Literal[1] = 1
     bundle_dir: Path
     metrics: Metrics
-    verdict: dict[str, JsonValue] | None = None
+    verdict: Verdict | None = None
+    """None when nothing was compared."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -170,7 +220,16 @@ class ErrorReport:
     param: Word | None = None
 
 
-AnyReport = PhaseReport | ChoicesReport | ProgressReport | MetricsReport | CheckpointReport | ResultReport | ErrorReport
+AnyReport = (
+    PhaseReport
+    | ChoicesReport
+    | ProgressReport
+    | MetricsReport
+    | CheckpointReport
+    | RolledBackReport
+    | ResultReport
+    | ErrorReport
+)
 
 _REPORT: TypeAdapter[AnyReport] = TypeAdapter(Annotated[AnyReport, Field(discriminator="type")])
 _SPEC: TypeAdapter[TrainerSpec] = TypeAdapter(TrainerSpec)

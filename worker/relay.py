@@ -19,6 +19,7 @@ from worker.protocol import (
     ProgressReport,
     ProtocolError,
     ResultReport,
+    RolledBackReport,
     parse_report,
 )
 
@@ -85,6 +86,9 @@ class Relay:
                     self._add(choices=choices, event=(EventType.CHOICES, {"choices": choices}))
                 case CheckpointReport():
                     _log.debug("checkpoint_written", step=report.step)
+                case RolledBackReport():
+                    data = {"reasons": report.reasons, "to_step": report.to_step}
+                    self._add(event=(EventType.ROLLED_BACK, data))
                 case ResultReport():
                     self.result = report
                 case ErrorReport():

@@ -293,7 +293,13 @@ class _Attempt:
             if classifier_id is None:
                 _log.info("job_cancelled")
             else:
-                _log.info("classifier_published", classifier_id=classifier_id, num_files=len(publication.files))
+                _log.info(
+                    "classifier_published",
+                    classifier_id=classifier_id,
+                    adapted_classifier_id=publication.classifier_id,
+                    outcome=result.verdict.outcome if result.verdict else None,
+                    num_files=len(publication.files),
+                )
                 runs.discard_job(self._options.runs_dir, self._claim.job_id)
             return Outcome(ending=Ending.PUBLISH), None
 

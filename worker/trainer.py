@@ -5,6 +5,7 @@ Started as ``python -m worker.trainer SPEC``; see worker/protocol.py.
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 # Read when torch loads its OpenMP: threads that wait give the processor to the API and to the loader instead of
@@ -18,8 +19,18 @@ from app.log import configure_logging
 from must_core import adapt as loop
 from must_core.data.image_list import ImageList
 from must_core.errors import InvalidClasses, InvalidConfig, MustError, UnknownModel, UnreadableImage
+from must_core.guard.verdict import Verdict
 from must_core.text.prompts import ClassSpec
-from must_core.workflow import AdaptRequest, Chosen, Completed, PhaseStarted, Resumed, RunFolders, run_adaptation
+from must_core.workflow import (
+    AdaptRequest,
+    Chosen,
+    Completed,
+    PhaseStarted,
+    Resumed,
+    RolledBack,
+    RunFolders,
+    run_adaptation,
+)
 from worker import protocol
 from worker.child import TrainerLink
 from worker.protocol import ErrorReport, ExitCode, TrainerSpec
@@ -68,8 +79,8 @@ def _train(spec: TrainerSpec, link: TrainerLink) -> int:
                 phase = name
                 link.send(protocol.PhaseReport(phase=name))
             case Chosen(choices):
-                told = {k: protocol.Choice(value=c.value, reason=c.reason) for k, c in choices.items()}
-                link.send(protocol.ChoicesReport(choices=told))
+                reasoned = {k: protocol.Choice(value=c.value, reason=c.reason) for k, c in choices.items()}
+                link.send(protocol.ChoicesReport(choices=reasoned))
             case Resumed(step):
                 _log.info("resumed", step=step)
             case loop.Progress(step, total_steps, epoch, rate, metrics):
@@ -81,11 +92,27 @@ def _train(spec: TrainerSpec, link: TrainerLink) -> int:
                 link.send(protocol.MetricsReport(metrics=metrics))
             case loop.CheckpointSaved(step):
                 link.send(protocol.CheckpointReport(step=step))
+            case RolledBack(vetoes, to_step):
+                _log.warning("rolled_back", vetoes=[veto.name for veto in vetoes], to_step=to_step)
+                reasons = [veto.reason for veto in vetoes]
+                link.send(protocol.RolledBackReport(reasons=reasons, to_step=to_step))
             case loop.Stopped():
                 return ExitCode.STOPPED
-            case Completed(bundle, metrics):
-                link.send(protocol.ResultReport(bundle_dir=bundle, metrics=metrics))
+            case Completed(bundle, metrics, verdict):
+                judged = None if verdict is None else told(verdict)
+                link.send(protocol.ResultReport(bundle_dir=bundle, metrics=metrics, verdict=judged))
     return ExitCode.DONE
+
+
+def told(verdict: Verdict) -> protocol.Verdict:
+    """A verdict as the protocol has it."""
+    return protocol.Verdict(
+        outcome=verdict.outcome,
+        candidate=verdict.candidate,
+        reasons=list(verdict.reasons),
+        gain=protocol.Gain(**asdict(verdict.gain)),
+        vetoes=[protocol.Veto(**asdict(veto)) for veto in verdict.vetoes],
+    )
 
 
 def _request(spec: TrainerSpec) -> AdaptRequest:

@@ -9,6 +9,8 @@ Its script is the job's ``hyperparameters``:
 - ``deaf``: ignore SIGTERM.
 - ``grandchild``: start a process that would outlive it, and say its pid in the metrics.
 - ``bundle``: what to hand in: ``good``, ``none``, ``outside``, ``symlink``, ``empty``.
+- ``verdict``: the outcome to hand in with it; none when missing.
+- ``roll_back``: say that training collapsed.
 
 Each attempt leaves the steps it did in ``RUN/steps.txt``.
 """
@@ -29,11 +31,14 @@ from worker.protocol import (
     ChoicesReport,
     ErrorReport,
     ExitCode,
+    Gain,
     MetricsReport,
     PhaseReport,
     ProgressReport,
     ResultReport,
+    RolledBackReport,
     TrainerSpec,
+    Verdict,
     parse_spec,
 )
 
@@ -61,6 +66,8 @@ def main() -> int:
         link.send(MetricsReport(metrics={"loss": 1 / step, "attempt": spec.attempt}))
         if link.stop_requested and not script.get("deaf"):
             return ExitCode.STOPPED
+    if script.get("roll_back"):
+        link.send(RolledBackReport(reasons=["As told."], to_step=1))
     link.send(PhaseReport(phase="evaluating"))
     _hand_in(link, spec, script)
     return ExitCode.DONE
@@ -123,7 +130,22 @@ def _hand_in(link: TrainerLink, spec: TrainerSpec, script: dict[str, Any]) -> No
     if kind == "symlink":
         (bundle / "passwd").symlink_to("/etc/passwd")
     if kind != "none":
-        link.send(ResultReport(bundle_dir=bundle, metrics={"agreement": 0.5}, verdict={"adapted_is_better": True}))
+        link.send(ResultReport(bundle_dir=bundle, metrics={"agreement": 0.5}, verdict=_verdict(script)))
+
+
+def _verdict(script: dict[str, Any]) -> Verdict | None:
+    if "verdict" not in script:
+        return None
+    gain = Gain(
+        estimate=0.1,
+        low=0.05,
+        high=0.15,
+        num_held_out=60,
+        num_disagreements=9,
+        num_for_adapted=7,
+        num_for_zero_shot=1,
+    )
+    return Verdict(outcome=script["verdict"], candidate="teacher", reasons=["As told."], gain=gain, vetoes=[])
 
 
 if __name__ == "__main__":

@@ -14,12 +14,27 @@ from worker.protocol import (
     Choice,
     ChoicesReport,
     ErrorReport,
+    Gain,
     MetricsReport,
     PhaseReport,
     ProgressReport,
     ProtocolError,
     ResultReport,
+    RolledBackReport,
     TrainerSpec,
+    Verdict,
+    Veto,
+)
+
+GAIN = Gain(
+    estimate=0.1, low=0.0, high=0.2, num_held_out=60, num_disagreements=9, num_for_adapted=7, num_for_zero_shot=1
+)
+VERDICT = Verdict(
+    outcome="zero_shot",
+    candidate="half_way",
+    reasons=["It is worse."],
+    gain=GAIN,
+    vetoes=[Veto(name="feature_rank", value=None, limit=0.4, reason="It has collapsed.")],
 )
 
 REPORTS: list[AnyReport] = [
@@ -29,7 +44,9 @@ REPORTS: list[AnyReport] = [
     ProgressReport(phase="evaluating", step=0, total_steps=0),
     MetricsReport(metrics={"loss": 0.25, "steps": 3}),
     CheckpointReport(step=7),
-    ResultReport(bundle_dir=Path("/x/y"), metrics={}, verdict={"better": None}),
+    RolledBackReport(reasons=["It has collapsed."], to_step=None),
+    ResultReport(bundle_dir=Path("/x/y"), metrics={}),
+    ResultReport(bundle_dir=Path("/x/y"), metrics={}, verdict=VERDICT),
     ErrorReport(kind="usage", code="out_of_range", message="Too \n much.", param="epochs"),
 ]
 
@@ -78,6 +95,8 @@ def test_the_spec_survives_the_file() -> None:
         b'{"type":"metrics","v":1,"metrics":{"loss":"0.5"}}',
         b'{"type":"metrics","v":1,"metrics":{"loss":null}}',
         b'{"type":"error","v":1,"kind":"odd","code":"x","message":"m"}',
+        b'{"type":"result","v":1,"bundle_dir":"/x","metrics":{},"verdict":{"outcome":"adapted"}}',
+        b'{"type":"rolled_back","v":1,"reasons":"x","to_step":1}',
     ],
 )
 def test_anything_else_is_refused(line: bytes) -> None:

@@ -89,18 +89,38 @@ def test_a_job_is_adapted_and_published(
     assert supervise().run_one()
     job = read_job(sessions, job_id)
     assert job.status is JobStatus.SUCCEEDED
-    assert (job.metrics, job.verdict) == ({"agreement": 0.5}, {"adapted_is_better": True})
+    assert (job.metrics, job.verdict) == ({"agreement": 0.5}, None)
     assert job.choices == {"steps": {"value": 3, "reason": "scripted"}}
     with sessions() as session, session.begin():
         classifier = session.scalars(select(Classifier)).one()
         kinds = [e.type for e in JobStore(session).events(job_id)]
-    assert classifier.id == job.classifier_id
+    assert classifier.id == job.classifier_id == job.adapted_classifier_id
     assert set(classifier.files) == {"bundle.json", "weights/model.bin"}
     assert storage.read(classifier.files["weights/model.bin"]) == b"weights of " + job_id.encode()
     assert {EventType.CHOICES, EventType.PHASE, EventType.METRICS} <= set(kinds)
     assert kinds[-1] is EventType.STATUS, "everything was reported before the end"
     left = {p.relative_to(tmp_path / "runs" / job_id) for p in (tmp_path / "runs" / job_id).rglob("*")}
     assert left == {Path("attempt-1"), Path("attempt-1/trainer.log")} or left == {Path("attempt-1")}
+
+
+def test_a_refused_bundle_is_kept_beside_zero_shot(
+    supervise: Callable[..., Supervisor], sessions: sessionmaker[Session], storage: BlobStore
+) -> None:
+    job_id = add_job(sessions, hyperparameters={"verdict": "inconclusive", "roll_back": True})
+    assert supervise().run_one()
+    job = read_job(sessions, job_id)
+    assert job.status is JobStatus.SUCCEEDED
+    assert job.verdict is not None
+    assert (job.verdict["outcome"], job.verdict["reasons"]) == ("inconclusive", ["As told."])
+    assert job.verdict["gain"]["num_held_out"] == 60
+    with sessions() as session, session.begin():
+        adapted = session.get_one(Classifier, job.adapted_classifier_id)
+        zero_shot = session.get_one(Classifier, job.classifier_id)
+        events = {e.type: e.data for e in JobStore(session).events(job_id)}
+    assert (adapted.kind, zero_shot.kind, zero_shot.files) == ("adapted", "zero_shot", {})
+    assert storage.read(adapted.files["weights/model.bin"]) == b"weights of " + job_id.encode()
+    assert events[EventType.ROLLED_BACK] == {"reasons": ["As told."], "to_step": 1, "attempt": 1}
+    assert events[EventType.VERDICT] == {"outcome": "inconclusive", "reasons": ["As told."], "attempt": 1}
 
 
 def test_nothing_to_do(supervise: Callable[..., Supervisor]) -> None:

@@ -1,0 +1,113 @@
+"""What the trainer tells of a run. The run itself is must_core's; here its events are made up."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from must_core.guard.judge import Gain
+from must_core.guard.verdict import Outcome, Verdict, too_few_images
+from must_core.guard.vetoes import Veto
+from must_core.workflow import Completed, PhaseStarted, RolledBack
+from worker import protocol, trainer
+from worker.protocol import AnyReport, ExitCode, PhaseReport, ResultReport, RolledBackReport, TrainerSpec
+
+SPEC = TrainerSpec(
+    job_id="job_1",
+    attempt=1,
+    base_model="local-dir:/nowhere",
+    classes=["cat", "dog"],
+    templates=["a {}"],
+    hyperparameters={},
+    seed=0,
+    images=[],
+    checkpoints_dir=Path("/c"),
+    resume_from=[],
+    output_dir=Path("/o"),
+)
+VETO = Veto("feature_rank", 0.08, 0.4, "They have collapsed.")
+
+
+class Link:
+    """What a supervisor would read."""
+
+    stop_requested = False
+
+    def __init__(self) -> None:
+        self.heard: list[AnyReport] = []
+
+    def send(self, report: AnyReport) -> None:
+        self.heard.append(protocol.parse_report(protocol.format_report(report)))
+
+
+def reports(monkeypatch: pytest.MonkeyPatch, *events: Any) -> list[AnyReport]:
+    """The trainer's reports of a run with these events."""
+
+    def run_adaptation(*_args: object, **_options: object) -> Iterator[Any]:
+        yield from events
+
+    monkeypatch.setattr(trainer, "run_adaptation", run_adaptation)
+    link = Link()
+    assert trainer._train(SPEC, link) == ExitCode.DONE  # type: ignore[arg-type]
+    return link.heard
+
+
+def judged(outcome: Outcome, *vetoes: Veto) -> Verdict:
+    gain = Gain(
+        estimate=0.1,
+        low=0.05,
+        high=0.15,
+        num_held_out=60,
+        num_disagreements=9,
+        num_for_adapted=7,
+        num_for_zero_shot=1,
+    )
+    return Verdict(outcome=outcome, candidate="half_way", reasons=("One.", "Two."), gain=gain, vetoes=vetoes)
+
+
+@pytest.mark.parametrize(
+    "verdict", [judged("adapted"), judged("zero_shot", VETO), too_few_images(36)], ids=lambda v: v.outcome
+)
+def test_the_verdict_arrives_as_it_was_given(monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> None:
+    (result,) = reports(monkeypatch, Completed(Path("/o/bundle"), {"changed_answers": 0.2}, verdict))
+    assert isinstance(result, ResultReport)
+    assert (result.bundle_dir, result.metrics) == (Path("/o/bundle"), {"changed_answers": 0.2})
+    assert result.verdict == trainer.told(verdict)
+    assert result.verdict.outcome == verdict.outcome
+    assert result.verdict.candidate == verdict.candidate
+    assert result.verdict.reasons == list(verdict.reasons)
+    assert result.verdict.gain == protocol.Gain(**vars(verdict.gain))
+    assert [vars(veto) for veto in result.verdict.vetoes] == [vars(veto) for veto in verdict.vetoes]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_statistic_that_is_no_number_costs_no_verdict(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    verdict = judged("zero_shot", Veto("feature_rank", value, 0.4, "No number."))
+    (result,) = reports(monkeypatch, Completed(Path("/o/bundle"), {}, verdict))
+    assert isinstance(result, ResultReport)
+    assert result.verdict is not None
+    assert [(veto.name, veto.value) for veto in result.verdict.vetoes] == [("feature_rank", None)]
+
+
+def test_a_run_without_the_guard_has_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reports(monkeypatch, Completed(Path("/o/bundle"), {}, None)) == [
+        ResultReport(bundle_dir=Path("/o/bundle"), metrics={}, verdict=None)
+    ]
+
+
+@pytest.mark.parametrize("to_step", [20, None])
+def test_a_collapse_is_told_and_the_run_goes_on_to_its_result(
+    monkeypatch: pytest.MonkeyPatch, to_step: int | None
+) -> None:
+    found = reports(
+        monkeypatch,
+        RolledBack((VETO,), to_step),
+        PhaseStarted("evaluating"),
+        Completed(Path("/o/bundle"), {}, judged("zero_shot", VETO)),
+    )
+    assert found[:2] == [
+        RolledBackReport(reasons=["They have collapsed."], to_step=to_step),
+        PhaseReport(phase="evaluating"),
+    ]
+    assert isinstance(found[2], ResultReport)

@@ -236,6 +236,8 @@ def main() -> int:
         if job["status"] != "succeeded":
             console.print(f"the job {job['status']}: {job['error']}")
             return 1
+        verdict = job["verdict"]
+        console.print(f"verdict, without labels: {verdict['outcome']}. {verdict['reasons'][0]}", highlight=False)
 
         outcomes = measure(client, job["classifier_id"], held_out)
         zero_shot, adapted = accuracy(outcomes, "zero_shot"), accuracy(outcomes, "adapted")

@@ -67,18 +67,22 @@ class Checkpoints:
         mark.rename(self.folder / _ACCEPTED)
         self._prune()
 
-    def restore_accepted(self, run: Adaptation) -> int | None:
-        """Load the accepted checkpoint of this run; returns its step, or None when there is none that is sound."""
-        accepted = self._accepted()
-        if accepted is None:
-            return None
-        try:
-            step, state = self._read(self.folder / accepted, run)
-        except CorruptArtifact as e:
-            logger.warning("accepted checkpoint not used: %s: %s", accepted, e.message)
-            return None
-        run.load_tensors(state, step_index=step)
-        return step
+    def restore_accepted(self, run: Adaptation, others: Iterable[Path] = ()) -> int | None:
+        """Load the last accepted checkpoint of this run from this folder or others; returns its step.
+
+        None when there is none that is sound.
+        """
+        named = [folder / name for folder in (self.folder, *others) if (name := _accepted_in(folder)) is not None]
+        mine = [path for path in named if path.name.endswith(f"-{self._mark}")]
+        for path in sorted(mine, key=lambda p: p.name, reverse=True):
+            try:
+                step, state = self._read(path, run)
+            except CorruptArtifact as e:
+                logger.warning("accepted checkpoint passed over: %s: %s", path.name, e.message)
+                continue
+            run.load_tensors(state, step_index=step)
+            return step
+        return None
 
     def resume(self, run: Adaptation, others: Iterable[Path] = ()) -> Path | None:
         """Load the newest sound checkpoint of this run from this folder or others; None when there is none.
@@ -127,15 +131,16 @@ class Checkpoints:
         return hashlib.sha256(json.dumps(dict(self.identity), sort_keys=True).encode()).hexdigest()[:8]
 
     def _prune(self) -> None:
-        accepted = self._accepted()
+        accepted = _accepted_in(self.folder)
         for old in self._newest_first([self.folder])[self.keep :]:
             if old.name != accepted:
                 shutil.rmtree(old)
 
-    def _accepted(self) -> str | None:
-        mark = self.folder / _ACCEPTED
-        return mark.read_text(encoding="utf-8") if mark.exists() else None
-
     def _newest_first(self, folders: Iterable[Path]) -> list[Path]:
         found = [p for folder in folders if folder.is_dir() for p in folder.glob(f"{_PREFIX}*-{self._mark}")]
         return sorted(found, key=lambda p: p.name, reverse=True)
+
+
+def _accepted_in(folder: Path) -> str | None:
+    mark = folder / _ACCEPTED
+    return mark.read_text(encoding="utf-8") if mark.exists() else None

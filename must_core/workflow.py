@@ -35,7 +35,7 @@ from must_core.errors import InvalidConfig
 from must_core.first_look import FirstLook, first_look
 from must_core.guard.panel import Panel, Split, hold_out, no_held_out
 from must_core.guard.verdict import Verdict, decide, too_few_images
-from must_core.guard.vetoes import Opinion, Veto
+from must_core.guard.vetoes import Opinion, Veto, never_sure
 from must_core.guard.watch import Watch
 from must_core.interpolation import half_way
 from must_core.parallel import SINGLE, Ranks, local_device
@@ -211,9 +211,9 @@ class _Job:
         run = self._adaptation(base, prepared, len(images))
         panel = self._panel(base, prepared.split)
         try:
-            vetoes = yield from self._train(run, images, panel, base, prepared)
+            yield from self._train(run, images, panel, base, prepared)
             if self.ranks.first:
-                chosen = yield from self._choose(run, vetoes, panel, base, prepared)
+                chosen = yield from self._choose(run, panel, base, prepared)
         except _StopAsked:
             yield Stopped(run.step_index)
             return
@@ -259,8 +259,8 @@ class _Job:
 
     def _train(
         self, run: Adaptation, images: ImageList, panel: Panel, base: BaseModel, prepared: _Prepared
-    ) -> Generator[Event, None, tuple[Veto, ...]]:
-        """Train to the end, or to a collapse. Returns what speaks against the run as a whole."""
+    ) -> Iterator[Event]:
+        """Train to the end, or to a collapse."""
         store = Checkpoints(self.folders.checkpoints, prepared.identity)
         if store.resume(run, self.folders.resume_from) is not None:
             yield Resumed(run.step_index)
@@ -270,7 +270,7 @@ class _Job:
         yield PhaseStarted("training")
         watch = None
         if len(prepared.split.held_out):
-            watch = Watch(panel, prepared.first_look.zero_shot, run, store)
+            watch = Watch(panel, prepared.first_look.zero_shot, run, store, self.folders.resume_from)
         reports = adapt(
             run,
             source,
@@ -288,7 +288,6 @@ class _Job:
             shutil.rmtree(_cache_of_host(self.folders.cache, self.ranks), ignore_errors=True)
             with suppress(OSError):  # other hosts' caches may still be there
                 self.folders.cache.rmdir()
-        return watch.vetoes if watch else ()
 
     def _watched(self, reports: Iterator[Report], watch: Watch | None, run: Adaptation) -> Iterator[Event]:
         """The loop's reports, to their end or a collapse."""
@@ -305,7 +304,7 @@ class _Job:
             yield RolledBack(collapse, watch.roll_back())
 
     def _choose(
-        self, run: Adaptation, others: tuple[Veto, ...], panel: Panel, base: BaseModel, prepared: _Prepared
+        self, run: Adaptation, panel: Panel, base: BaseModel, prepared: _Prepared
     ) -> Generator[Event, None, _Chosen]:
         """Compare the candidates with zero-shot, without labels; measure all of them where there are labels."""
         yield PhaseStarted("evaluating")
@@ -321,6 +320,7 @@ class _Job:
         if request.guarded and looked.evidence is None:
             verdict = too_few_images(len(request.images))
         elif looked.evidence is not None:
+            others = never_sure(opinions["teacher"], prepared.config.confidence_threshold)
             verdict = decide(
                 looked.evidence, looked.zero_shot, opinions, panel.held_out_N, seed=request.seed, others=others
             )

@@ -57,9 +57,13 @@ class Veto:
 _COLLAPSES = {"effective_classes", "feature_rank", "largest_share", "no_confident_image"}
 
 
-def no_confident_image() -> Veto:
-    """For a run whose teacher was sure of no image for a whole epoch: nothing was learned of the classes."""
-    return Veto("no_confident_image", 0.0, 0.0, "For a whole epoch, the teacher was sure enough of no image at all.")
+def never_sure(opinion: Opinion, confidence_threshold: float) -> tuple[Veto, ...]:
+    """A veto where a teacher is confident of no image at all: it teaches nothing of the classes."""
+    surest = float(opinion.logits_NK.softmax(dim=-1).max())
+    if surest > confidence_threshold:
+        return ()
+    reason = f"The teacher is sure enough of no image at all: its highest score is {surest:.2f}."
+    return (Veto("no_confident_image", surest, confidence_threshold, reason),)
 
 
 def vetoes(before: Opinion, after: Opinion) -> tuple[Veto, ...]:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from must_core.guard.judge import Evidence
 from must_core.guard.verdict import MIN_HELD_OUT, Verdict, compare, decide, too_few_images
-from must_core.guard.vetoes import Opinion, no_confident_image
+from must_core.guard.vetoes import Opinion, never_sure
 from tests.must_core.guard.test_judge import SURE_N, K, N, clusters, wrong_at
 
 HELD_OUT_N = torch.arange(N) < N // 3
@@ -76,9 +76,10 @@ def test_a_veto_on_the_run_counts_for_every_candidate() -> None:
     evidence, truth_N = clusters()
     zero_shot, better = opinion(evidence, wrong_at(truth_N, 0.3, 1)), opinion(evidence, truth_N)
     assert decide(evidence, zero_shot, {"c": better}, HELD_OUT_N).outcome == "adapted"
-    vetoed = decide(evidence, zero_shot, {"c": better}, HELD_OUT_N, others=(no_confident_image(),))
+    others = never_sure(better, 1.0)
+    vetoed = decide(evidence, zero_shot, {"c": better}, HELD_OUT_N, others=others)
     assert vetoed.outcome == "zero_shot"
-    assert vetoed.reasons[0] == no_confident_image().reason
+    assert vetoed.reasons[0] == others[0].reason
 
 
 def test_few_images_are_said_to_be_few() -> None:

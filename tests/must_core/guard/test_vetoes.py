@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from must_core.guard.vetoes import Opinion, effective_rank, no_confident_image, vetoes
+from must_core.guard.vetoes import Opinion, effective_rank, never_sure, vetoes
 
 N, K, D = 400, 8, 32
 
@@ -69,7 +69,13 @@ def test_more_changed_than_not() -> None:
 def test_numbers_that_are_none_are_a_collapse() -> None:
     broken = Opinion(torch.full((N, K), torch.nan), opinion(even()).features_ND)
     assert any(veto.collapsed for veto in vetoes(opinion(even()), broken))
-    assert no_confident_image().collapsed
+
+
+def test_a_teacher_that_is_sure_of_nothing() -> None:
+    (veto,) = never_sure(opinion(even(), sharpness=0.0), 0.99)
+    assert veto.collapsed
+    assert f"{veto.value:.2f}" in veto.reason
+    assert never_sure(opinion(even(), sharpness=0.0), 0.5) == ()
 
 
 def test_rank_counts_dimensions() -> None:

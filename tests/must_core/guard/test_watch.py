@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,15 +139,30 @@ def test_back_is_where_the_accepted_teacher_was(watched: Callable[[float], tuple
     assert (weights_digest(run.teacher), weights_digest(run.student)) == (teacher, student)
 
 
-@pytest.mark.parametrize(("ratio", "speaks_against"), [(0.0, True), (0.01, False)])
-def test_a_teacher_that_is_never_sure_speaks_against_the_run(
-    watched: Callable[[float], tuple[Watch, Adaptation]],
-    ratio: float,
-    speaks_against: bool,  # noqa: FBT001
-) -> None:
-    watch, run = watched(1.0)
-    for step in range(1, 5):
-        run.step_index = step
-        report = Progress(step, 8, 1, 1.0, {"confident_ratio": ratio})
-        assert _finished(watch.heed(report)) == ()
-        assert bool(watch.vetoes) is (speaks_against and step == 4)
+def test_a_teacher_that_is_never_sure_ends_the_run(tmp_path: Path) -> None:
+    folders = RunFolders(bundle=tmp_path / "bundle", checkpoints=tmp_path / "checkpoints")
+    asked = request(tmp_path)
+    asked = replace(asked, hyperparameters={**asked.hyperparameters, "confidence_threshold": 1.0})
+    events = [*run_adaptation(asked, folders, num_workers=0, device="cpu")]
+    (back,) = [e for e in events if isinstance(e, RolledBack)]
+    assert ([veto.name for veto in back.vetoes], back.to_step) == (["no_confident_image"], None)
+    assert isinstance(events[-1], Completed)
+    assert events[-1].verdict is not None
+    assert events[-1].verdict.outcome == "zero_shot"
+
+
+def test_what_an_earlier_attempt_accepted_is_gone_back_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service gives each attempt a checkpoint folder of its own."""
+    asked = request(tmp_path)
+    first = RunFolders(bundle=tmp_path / "bundle", checkpoints=tmp_path / "first")
+    for event in run_adaptation(asked, first, num_workers=0, device="cpu"):
+        if isinstance(event, CheckpointSaved) and event.step == LOOKED[1]:
+            break  # it accepted the first look and dies before the second
+    second = RunFolders(bundle=tmp_path / "bundle", checkpoints=tmp_path / "second", resume_from=[first.checkpoints])
+    collapse_at(monkeypatch, 2)  # the second look, made up for, is fine; the third is not
+    events = [*run_adaptation(asked, second, num_workers=0, device="cpu")]
+    assert RolledBack((COLLAPSE,), LOOKED[1]) in events
+    collapse_at(monkeypatch, 1)
+    third = replace(second, bundle=tmp_path / "other", checkpoints=tmp_path / "third")
+    events = [*run_adaptation(asked, third, num_workers=0, device="cpu")]
+    assert RolledBack((COLLAPSE,), LOOKED[0]) in events

@@ -1,8 +1,9 @@
 """Accuracy on scanned handwritten digits: ``python -m bench.digits`` (``make bench``).
 
-For every split and seed, adapts the tiny base model to the unlabeled half and measures zero-shot, student-free: the
-published classifier is the teacher's. The held-out labels are read here and nowhere else. Settings are `auto` unless
-given; they were chosen on splits with seeds of 100 and above, never on those reported here.
+For every split and seed, adapts the tiny base model to the unlabeled half and measures zero-shot and the classifier that
+was kept on the other; beside them stand the guard's verdict and the gain that it estimated without labels. The labels are
+read here and nowhere else. Settings are `auto` unless given; they were chosen on splits with seeds of 100 and above, never
+on those reported here.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from must_core.bundle import load_bundle
 from must_core.evaluate import accuracy, predict
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec, build_class_weights
-from must_core.workflow import AdaptRequest, Chosen, RunFolders, run_adaptation
+from must_core.workflow import AdaptRequest, Chosen, Completed, RunFolders, run_adaptation
 
 BASE_MODEL = f"local-dir:{HERE.parent / 'base_model' / 'tiny-clip'}"
 
@@ -38,6 +39,8 @@ class Row:
     seed: int
     zero_shot: float
     adapted: float
+    verdict: str
+    estimated_gain: float
     seconds: float
 
 
@@ -57,10 +60,14 @@ def run(images: Path, split_seed: int, seed: int, hyperparameters: dict[str, Any
     )
     folders = RunFolders(bundle=folder / "bundle", checkpoints=folder / "checkpoints", cache=folder / "decoded")
     started = time.monotonic()
+    verdict = None
     for event in run_adaptation(request, folders):
         if isinstance(event, Chosen) and split_seed == seed == 0:
             for name, choice in event.choices.items():
                 print(f"  {name} = {choice.value}: {choice.reason}", file=sys.stderr)
+        if isinstance(event, Completed):
+            verdict = event.verdict
+    assert verdict is not None  # noqa: S101 - the guard is on
     seconds = time.monotonic() - started
 
     labels = read_labels()
@@ -74,6 +81,8 @@ def run(images: Path, split_seed: int, seed: int, hyperparameters: dict[str, Any
         seed=seed,
         zero_shot=dict(accuracy(predict(zero_shot, paths, base.preprocess), labels_N))["top1"],
         adapted=dict(accuracy(predict(bundle.classifier, paths, bundle.preprocess), labels_N))["top1"],
+        verdict=verdict.outcome,
+        estimated_gain=verdict.gain.estimate,
         seconds=seconds,
     )
 
@@ -88,7 +97,7 @@ def main() -> int:
     hyperparameters = {name: json.loads(value) for name, _, value in (s.partition("=") for s in arguments.set)}
 
     rows = []
-    print("split  seed  zero-shot  adapted  seconds")
+    print("split  seed  zero-shot  adapted  estimated gain  verdict       seconds")
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch) / "images"
         images.mkdir()
@@ -99,7 +108,10 @@ def main() -> int:
             for seed in arguments.seeds:
                 row = run(images, split_seed, seed, hyperparameters, Path(scratch) / f"{split_seed}-{seed}")
                 rows.append(row)
-                figures = f"{row.zero_shot:9.1%}  {row.adapted:7.1%}  {row.seconds:7.0f}"
+                figures = (
+                    f"{row.zero_shot:9.1%}  {row.adapted:7.1%}  {100 * row.estimated_gain:+14.1f}  {row.verdict:12}"
+                    f"  {row.seconds:7.0f}"
+                )
                 print(f"{row.split:5}  {row.seed:4}  {figures}", flush=True)
     adapted = [row.adapted for row in rows]
     mean, worst = statistics.mean(adapted), min(adapted)

@@ -1,9 +1,9 @@
 """Accuracy on scanned handwritten digits: ``python -m bench.digits`` (``make bench``).
 
-For every split and seed, adapts the tiny base model to the unlabeled half and measures zero-shot and the classifier that
-was kept on the other; beside them stand the guard's verdict and the gain that it estimated without labels. The labels are
-read here and nowhere else. Settings are `auto` unless given; they were chosen on splits with seeds of 100 and above, never
-on those reported here.
+For every split and seed, adapts the tiny base model to the unlabeled half, and measures zero-shot and the classifier
+that was kept on the other; beside them stand the guard's verdict and the gain that it estimated without labels. The
+labels are read here and nowhere else. Settings are `auto` unless given; they were chosen on splits with seeds of 100 and
+above, never on those reported here.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
 For every split and seed, adapts the tiny base model to the unlabeled half, and measures zero-shot and the classifier
 that was kept on the other; beside them stand the guard's verdict and the gain that it estimated without labels. The
-labels are read here and nowhere else. Settings are `auto` unless given; they were chosen on splits with seeds of 100 and
-above, never on those reported here.
+labels are read here and nowhere else. Settings are `auto` unless given; they were chosen on splits with seeds of 100
+and above, never on those reported here.
 """
 
 import argparse

@@ -24,10 +24,14 @@ from must_core.seeding import HELD_OUT, derive_seed
 from must_core.student import Student
 
 _BATCH = 64
+_CPU_BATCH = 8
+"""A sign of life follows each batch, and the first look asks eleven times about an image."""
 _HELD_OUT_SHARE = 5
 _MOST_HELD_OUT = 2000
-_MOST_OTHERS = 1024
+_FEWEST_OTHERS = 1024
 _OTHERS_PER_CLASS = 20
+_MOST_LOGITS = 20_000_000
+"""Of one classifier, among the others: 80 MB."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Panel:
         device: str,
         num_workers: int,
     ) -> None:
-        wanted = max(_MOST_OTHERS, _OTHERS_PER_CLASS * num_classes)
+        wanted = max(_FEWEST_OTHERS, min(_OTHERS_PER_CLASS * num_classes, _MOST_LOGITS // num_classes))
         step = max(1, -(-len(split.training) // wanted))
         others = split.training[::step]
         self.images = ImageList.of(images).take([*split.held_out, *others])
@@ -81,7 +85,10 @@ class Panel:
     def batches(self) -> Iterator[Tensor]:
         """``images_BCHW`` on the device, in order."""
         for images_BCHW in evaluation_batches(
-            self.images, self._preprocess, batch_size=_BATCH, num_workers=self._num_workers
+            self.images,
+            self._preprocess,
+            batch_size=_CPU_BATCH if self._device == "cpu" else _BATCH,
+            num_workers=self._num_workers,
         ):
             yield images_BCHW.to(self._device)
 

@@ -319,12 +319,14 @@ def sweep(setting: Setting, plot: str | None) -> None:
 def _plot(axes: dict[str, list[int]], results: dict[str, list[float]], file: str) -> None:
     from matplotlib import pyplot as plt  # noqa: PLC0415 - nothing else here needs it
 
-    figure, panels = plt.subplots(1, len(axes), figsize=(11, 3.2), layout="constrained")
+    figure, panels = plt.subplots(1, len(axes), figsize=(11, 3.2), layout="constrained", sharey=True)
     for panel, (axis, values) in zip(panels, axes.items(), strict=True):
-        panel.plot(values, [s * 1e3 for s in results[axis]], marker="o")
-        panel.set(xlabel=axis.replace("_", " "), ylabel="ms a step", xscale="log", yscale="log", xticks=values)
-        panel.set_xticklabels(map(str, values))
+        panel.plot(values, results[axis], marker="o")
+        panel.set(xlabel=axis.replace("_", " "), xscale="log", xticks=values, ylim=(0, None))
+        panel.set_xticklabels([f"{value:,}" for value in values])
         panel.minorticks_off()
+        panel.grid(axis="y", alpha=0.3)
+    panels[0].set_ylabel("seconds a step")
     figure.savefig(file)
 
 

@@ -39,9 +39,8 @@ def write_results(folder: Path, results: Path) -> None:
     """Let every rule decide every trial in the folder."""
     keys = sorted((Key.of(file) for file in folder.glob("*.npz")), key=lambda key: (key.task, key.seed, key.setting))
     results.parent.mkdir(parents=True, exist_ok=True)
-    with results.open("w", encoding="utf-8") as file:
-        for result in judged(keys, folder):
-            file.write(json.dumps(asdict(result)) + "\n")
+    lines = [json.dumps(asdict(result)) + "\n" for result in judged(keys, folder)]
+    results.write_text("".join(lines), encoding="utf-8")
 
 
 def read_results(results: Path) -> list[Result]:

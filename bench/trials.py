@@ -6,6 +6,7 @@ tried on the stored outputs. A trial is a function of task, seed and setting.
 Legend: N unlabeled images, T images to measure on, K classes, D embedding width.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from must_core.text.prompts import ClassSpec, build_class_weights
 NUM_UNLABELED = 630
 NUM_TEST = 1000
 HELD_OUT_SHARE = 0.2
+logger = logging.getLogger(__name__)
+
 DEVELOPMENT_SEEDS = 100
 """From here on: for choosing constants, never for reporting."""
 CANDIDATES = {"teacher": "stage3", "half_way": "half_way"}
@@ -195,6 +198,9 @@ def judged(keys: Sequence[Key], folder: Path) -> Iterator[Result]:
         held_out_N = torch.arange(len(pixels_NCHW)) < scene.num_held_out
         for key in some:
             with np.load(key.file(folder)) as outputs:
+                if "half_way/logits_NK" not in outputs:
+                    logger.warning("%s diverged and is left out: nothing could be shipped", key)
+                    continue
                 yield _judged(key, dict(outputs), evidence, held_out_N)
 
 

@@ -99,8 +99,9 @@ def adapt(
                 _require_finite(run)
                 if ranks.first:
                     checkpoints.save(run)
-                saved_at = time.monotonic()
                 yield CheckpointSaved(run.step_index)
+                saved_at = time.monotonic()
+                meter.rest()  # whoever heard of it may have looked at the teacher for long
             if stopping:
                 yield Stopped(run.step_index)
                 return
@@ -177,6 +178,11 @@ class _Meter:
     def seconds(self) -> float:
         """Time since the last report."""
         return time.monotonic() - self._since
+
+    def rest(self) -> None:
+        """Do not count the time until now, when nothing was added since the last report."""
+        if self._sums is None:
+            self._since = time.monotonic()
 
     def add(self, result: StepResult) -> None:
         losses = result.losses

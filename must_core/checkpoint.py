@@ -9,6 +9,7 @@ state is in it.
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from must_core.adaptation import Adaptation
 from must_core.errors import CorruptArtifact
-from must_core.files import load_tensors, publish_folder, save_tensors, sha256_of, write_json
+from must_core.files import load_tensors, publish_folder, save_tensors, sha256_of, write_durably, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +63,7 @@ class Checkpoints:
         """Keep the checkpoint of ``step``, however old it gets, until another is accepted."""
         if not self._path(step).is_dir():
             raise FileNotFoundError(f"there is no checkpoint of step {step}")
-        mark = self.folder / f".{_ACCEPTED}.tmp"
-        mark.write_text(self._path(step).name, encoding="utf-8")
-        mark.rename(self.folder / _ACCEPTED)
+        write_durably(self.folder / f"{_ACCEPTED}-{self._mark}", self._path(step).name)
         self._prune()
 
     def restore_accepted(self, run: Adaptation, others: Iterable[Path] = ()) -> int | None:
@@ -72,9 +71,8 @@ class Checkpoints:
 
         None when there is none that is sound.
         """
-        named = [folder / name for folder in (self.folder, *others) if (name := _accepted_in(folder)) is not None]
-        mine = [path for path in named if path.name.endswith(f"-{self._mark}")]
-        for path in sorted(mine, key=lambda p: p.name, reverse=True):
+        named = [folder / name for folder in (self.folder, *others) if (name := self._accepted_in(folder))]
+        for path in sorted(named, key=lambda p: p.name, reverse=True):
             try:
                 step, state = self._read(path, run)
             except CorruptArtifact as e:
@@ -131,16 +129,17 @@ class Checkpoints:
         return hashlib.sha256(json.dumps(dict(self.identity), sort_keys=True).encode()).hexdigest()[:8]
 
     def _prune(self) -> None:
-        accepted = _accepted_in(self.folder)
+        accepted = self._accepted_in(self.folder)
         for old in self._newest_first([self.folder])[self.keep :]:
             if old.name != accepted:
                 shutil.rmtree(old)
 
+    def _accepted_in(self, folder: Path) -> str | None:
+        """Name of the checkpoint of this run that was accepted in a folder; whatever else stands there is no name."""
+        mark = folder / f"{_ACCEPTED}-{self._mark}"
+        name = mark.read_text(encoding="utf-8", errors="replace") if mark.exists() else ""
+        return name if re.fullmatch(rf"{_PREFIX}\d+-{self._mark}", name) else None
+
     def _newest_first(self, folders: Iterable[Path]) -> list[Path]:
         found = [p for folder in folders if folder.is_dir() for p in folder.glob(f"{_PREFIX}*-{self._mark}")]
         return sorted(found, key=lambda p: p.name, reverse=True)
-
-
-def _accepted_in(folder: Path) -> str | None:
-    mark = folder / _ACCEPTED
-    return mark.read_text(encoding="utf-8") if mark.exists() else None

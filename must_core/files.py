@@ -27,6 +27,15 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def write_durably(path: Path, text: str) -> None:
+    """Replace a small file, whole or not at all, and surviving a power cut."""
+    staged = path.with_name(f".{path.name}.tmp")
+    staged.write_text(text, encoding="utf-8")
+    _sync(staged)
+    staged.rename(path)
+    _sync(path.parent)
+
+
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write safetensors, readable for whom the umask says; raises `OSError` when that fails, as other writes do."""
     path.touch()

@@ -38,7 +38,7 @@ _README = """\
 | `hyperparameters.json` | every hyper-parameter with the reason for its value |
 | `progress.jsonl` | losses, rates and speed, a line a report |
 | `tensorboard/` | the same as curves: `tensorboard --logdir tensorboard` |
-| `checkpoints/` | the newest two, while the run is not finished: the same command goes on from there |
+| `checkpoints/` | the newest two and the last accepted one, while unfinished: the same command goes on from there |
 | `decoded/` | pixels of the images, while the run is not finished; may be deleted |
 | `bundle/` | the adapted classifier, once the run is finished |
 | `verdict.json` | whether it is better than zero-shot, decided without labels, and why (unless the guard was off) |

@@ -35,7 +35,7 @@ from must_core.errors import InvalidConfig
 from must_core.first_look import FirstLook, first_look
 from must_core.guard.panel import Panel, Split, hold_out, no_held_out
 from must_core.guard.verdict import Verdict, decide, too_few_images
-from must_core.guard.vetoes import Opinion, Veto, never_sure
+from must_core.guard.vetoes import Opinion, Veto
 from must_core.guard.watch import Watch
 from must_core.interpolation import half_way
 from must_core.parallel import SINGLE, Ranks, local_device
@@ -211,9 +211,9 @@ class _Job:
         run = self._adaptation(base, prepared, len(images))
         panel = self._panel(base, prepared.split)
         try:
-            yield from self._train(run, images, panel, base, prepared)
+            collapse = yield from self._train(run, images, panel, base, prepared)
             if self.ranks.first:
-                chosen = yield from self._choose(run, panel, base, prepared)
+                chosen = yield from self._choose(run, collapse, panel, base, prepared)
         except _StopAsked:
             yield Stopped(run.step_index)
             return
@@ -259,8 +259,8 @@ class _Job:
 
     def _train(
         self, run: Adaptation, images: ImageList, panel: Panel, base: BaseModel, prepared: _Prepared
-    ) -> Iterator[Event]:
-        """Train to the end, or to a collapse."""
+    ) -> Generator[Event, None, tuple[Veto, ...]]:
+        """Train to the end, or to a collapse; returns its signs where there was nothing to go back to."""
         store = Checkpoints(self.folders.checkpoints, prepared.identity)
         if store.resume(run, self.folders.resume_from) is not None:
             yield Resumed(run.step_index)
@@ -282,29 +282,35 @@ class _Job:
             num_workers=self.num_workers,
         )
         with closing(reports):
-            yield from self._watched(reports, watch, run)
+            collapse = yield from self._watched(reports, watch, run)
         run.end_training()
         if self.ranks.first_of_host and self.folders.cache is not None:
             shutil.rmtree(_cache_of_host(self.folders.cache, self.ranks), ignore_errors=True)
             with suppress(OSError):  # other hosts' caches may still be there
                 self.folders.cache.rmdir()
+        return collapse
 
-    def _watched(self, reports: Iterator[Report], watch: Watch | None, run: Adaptation) -> Iterator[Event]:
-        """The loop's reports, to their end or a collapse."""
+    def _watched(
+        self, reports: Iterator[Report], watch: Watch | None, run: Adaptation
+    ) -> Generator[Event, None, tuple[Veto, ...]]:
+        """The loop's reports, to their end or a collapse; returns as `_train` does."""
         collapse: tuple[Veto, ...] = ()
         if watch is not None and run.step_index in watch.milestones:  # an attempt ended on its way to this look
-            collapse = yield from self._alive(watch.look(), "training", heed_stop=False)
+            collapse = yield from self._alive(watch.look(), "training", heed_stop=self.ranks.world_size == 1)
         while not collapse and (report := next(reports, None)) is not None:
             if isinstance(report, Stopped):
                 raise _StopAsked
             yield report
             if watch is not None:
-                collapse = yield from self._alive(watch.heed(report), "training", heed_stop=False)
-        if collapse and watch is not None:
-            yield RolledBack(collapse, watch.roll_back())
+                collapse = yield from self._alive(watch.heed(report), "training", heed_stop=self.ranks.world_size == 1)
+        if not collapse or watch is None:
+            return ()
+        to_step = watch.roll_back()
+        yield RolledBack(collapse, to_step)
+        return collapse if to_step is None else ()
 
     def _choose(
-        self, run: Adaptation, panel: Panel, base: BaseModel, prepared: _Prepared
+        self, run: Adaptation, collapse: tuple[Veto, ...], panel: Panel, base: BaseModel, prepared: _Prepared
     ) -> Generator[Event, None, _Chosen]:
         """Compare the candidates with zero-shot, without labels; measure all of them where there are labels."""
         yield PhaseStarted("evaluating")
@@ -320,9 +326,8 @@ class _Job:
         if request.guarded and looked.evidence is None:
             verdict = too_few_images(len(request.images))
         elif looked.evidence is not None:
-            others = never_sure(opinions["teacher"], prepared.config.confidence_threshold)
             verdict = decide(
-                looked.evidence, looked.zero_shot, opinions, panel.held_out_N, seed=request.seed, others=others
+                looked.evidence, looked.zero_shot, opinions, panel.held_out_N, seed=request.seed, others=collapse
             )
         name = verdict.candidate if verdict else "teacher"
         metrics = compare(looked.zero_shot.logits_NK, opinions[name].logits_NK)

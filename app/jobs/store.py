@@ -150,7 +150,7 @@ class JobStore:
             )
         moved = self._session.execute(
             update(Job)
-            .where(Job.id == job_id, Job.classifier_id != adapted_id)
+            .where(Job.id == job_id, Job.classifier_id.is_distinct_from(adapted_id))
             .values(classifier_id=adapted_id)
             .returning(Job.id)
             .execution_options(synchronize_session=False)

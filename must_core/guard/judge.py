@@ -87,8 +87,9 @@ def crop(images_BCHW: Tensor, *, enlarged: float, top: float, left: float) -> Te
 def judge(evidence: Evidence, zero_shot_N: Tensor, adapted_N: Tensor) -> Tensor:
     """Decide each disagreement: ``votes_N``, +1 for the adapted answer, −1 for zero-shot's, 0 where both agree.
 
-    0 also where the judge knows one of the two classes by no agreed image: a class that one of them has lost would
-    otherwise be voted away.
+    A class that no agreed image shows is one that the judge knows nothing of. Where it is the adapted answer's, or both
+    are unknown, there is no vote. Where it is zero-shot's, the adapted classifier has lost a class, and that counts
+    against it: learned from agreement, every judge would vote such a class away.
     """
     num_classes = evidence.log_scores_NK.shape[1]
     agreed_N = zero_shot_N == adapted_N
@@ -101,7 +102,9 @@ def judge(evidence: Evidence, zero_shot_N: Tensor, adapted_N: Tensor) -> Tensor:
     scores_MK = scores_MK + evidence.log_scores_NK[~agreed_N].double()
     known_K = torch.bincount(labels_S, minlength=num_classes) > 0
     votes_M = (scores_MK.gather(1, ours_M[:, None]) - scores_MK.gather(1, theirs_M[:, None])).squeeze(1).sign()
-    votes_N[~agreed_N] = torch.where(known_K[ours_M] & known_K[theirs_M], votes_M, 0.0).float()
+    lost_M = known_K[ours_M] & ~known_K[theirs_M]
+    votes_M = torch.where(known_K[ours_M] & known_K[theirs_M], votes_M, -lost_M.double())
+    votes_N[~agreed_N] = votes_M.float()
     return votes_N
 
 

@@ -3,6 +3,7 @@
 Shapes: N images.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -32,8 +33,11 @@ class Verdict:
     vetoes: tuple[Veto, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON: a number that is none becomes None."""
+        plain = asdict(self)
+        for veto in plain["vetoes"]:
+            veto["value"] = veto["value"] if math.isfinite(veto["value"]) else None
+        return plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,8 @@ def decide(
         name: compare(evidence, zero_shot, opinion, held_out_N, seed=seed) for name, opinion in candidates.items()
     }
     name = max(compared, key=lambda name: _rank(compared[name]))
-    gain, found = compared[name].gain, compared[name].vetoes + others
+    gain, own = compared[name].gain, compared[name].vetoes
+    found = others + tuple(veto for veto in own if veto not in others)
     outcome, reasons = _outcome(gain, found)
     return Verdict(outcome=outcome, candidate=name, reasons=reasons, gain=gain, vetoes=found)
 

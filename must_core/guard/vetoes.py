@@ -3,6 +3,7 @@
 Shapes: N images, K classes, D width of features.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,7 +95,9 @@ _SENTENCES = {
 
 
 def effective_rank(features_ND: Tensor) -> float:
-    """exp of the entropy of the singular values' shares (RankMe; Garrido et al., ICML 2023): 1 to D."""
+    """exp of the entropy of the singular values' shares (RankMe; Garrido et al., ICML 2023): 1 to D, or NaN."""
+    if not features_ND.isfinite().all():
+        return math.nan
     values = torch.linalg.svdvals(features_ND.double())
     shares = values / values.sum().clamp(min=1e-12) + 1e-12
     return float(torch.exp(-(shares * shares.log()).sum()))

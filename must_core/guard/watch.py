@@ -47,13 +47,14 @@ class Watch:
     def look(self) -> Generator[None, None, tuple[Veto, ...]]:
         """Look at the teacher as it is: accept its checkpoint, or return the signs of a collapse."""
         found: tuple[Veto, ...] = ()
-        if self._run.ranks.first:
-            opinion = yield from self._panel.opinion(self._run.teacher)
-            found = tuple(veto for veto in vetoes(self._zero_shot, opinion) if veto.collapsed)
-            found += never_sure(opinion, self._run.config.confidence_threshold)
-            if not found:
-                self._checkpoints.save(self._run)  # an earlier attempt's checkpoint is in another folder
-                self._checkpoints.accept(self._run.step_index)
+        with self._run.ranks.failing_together():
+            if self._run.ranks.first:
+                opinion = yield from self._panel.opinion(self._run.teacher)
+                found = tuple(veto for veto in vetoes(self._zero_shot, opinion) if veto.collapsed)
+                found += never_sure(opinion, self._run.config.confidence_threshold)
+                if not found:
+                    self._checkpoints.save(self._run)  # an earlier attempt's checkpoint is in another folder
+                    self._checkpoints.accept(self._run.step_index)
         return self._run.ranks.agreed(found)
 
     def roll_back(self) -> int | None:

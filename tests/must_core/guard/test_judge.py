@@ -51,12 +51,15 @@ def test_it_takes_no_side_by_itself() -> None:
     assert torch.equal(judge(evidence, first_N, second_N), -judge(evidence, second_N, first_N))
 
 
-def test_a_class_that_one_of_them_lost_is_not_voted_away() -> None:
+def test_a_class_that_was_lost_counts_against_who_lost_it() -> None:
     evidence, truth_N = clusters()
     merged_N = torch.where(truth_N == 3, 2, truth_N)  # worse: a quarter of the answers is wrong now
     votes_N = judge(evidence, truth_N, merged_N)
-    assert (votes_N == 0).all()
-    # The control: with a single agreed image of the lost class, the judge has an opinion, and it is the right one.
+    assert (votes_N[truth_N == 3] == -1).all()
+    assert (votes_N[truth_N != 3] == 0).all()
+    # A class that only the adapted one ever names is no loss, and nothing to vote on either.
+    assert not judge(evidence, merged_N, truth_N).any()
+    # With agreed images of the class, the judge comes to the same by itself.
     merged_N[3] = 3
     assert judge(evidence, truth_N, merged_N)[truth_N == 3].mean() < -0.9
 

@@ -166,3 +166,20 @@ def test_what_an_earlier_attempt_accepted_is_gone_back_to(tmp_path: Path, monkey
     third = replace(second, bundle=tmp_path / "other", checkpoints=tmp_path / "third")
     events = [*run_adaptation(asked, third, num_workers=0, device="cpu")]
     assert RolledBack((COLLAPSE,), LOOKED[0]) in events
+
+
+def test_runs_in_one_folder_do_not_take_each_others_place(
+    tmp_path: Path, watched: Callable[[float], tuple[Watch, Adaptation]]
+) -> None:
+    watch, run = watched(0.0)
+    mine, other = (Checkpoints(tmp_path / "checkpoints", {"run": name}) for name in ("this", "other"))
+    run.step_index = 1
+    for store in (mine, other):
+        store.save(run)
+        store.accept(1)
+    for run.step_index in (2, 3, 4):
+        mine.save(run)
+    assert mine.restore_accepted(run) == 1
+    (tmp_path / "checkpoints" / other._path(1).name / "meta.json").unlink()
+    assert other.restore_accepted(run) is None
+    assert watch.roll_back() == 1

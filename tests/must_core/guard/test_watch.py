@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from must_core.adapt import CheckpointSaved, Progress
+from must_core.adapt import CheckpointSaved, Progress, Stopped
 from must_core.adaptation import Adaptation
 from must_core.backbone import load_base
 from must_core.bundle import load_bundle
@@ -20,7 +20,7 @@ from must_core.guard.vetoes import Opinion, Veto
 from must_core.guard.watch import Watch
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec
-from must_core.workflow import AdaptRequest, Completed, Event, RolledBack, RunFolders, run_adaptation
+from must_core.workflow import AdaptRequest, Completed, Event, Resumed, RolledBack, RunFolders, run_adaptation
 from tests.support.tiny import CLASSES, make_base, make_images, weights_digest
 
 COLLAPSE = Veto("feature_rank", 0.1, 0.4, "They have collapsed.")
@@ -183,3 +183,20 @@ def test_runs_in_one_folder_do_not_take_each_others_place(
     (tmp_path / "checkpoints" / other._path(1).name / "meta.json").unlink()
     assert other.restore_accepted(run) is None
     assert watch.roll_back() == 1
+
+
+def test_a_stop_is_heeded_within_a_look(tmp_path: Path) -> None:
+    asked = request(tmp_path)
+    folders = RunFolders(bundle=tmp_path / "bundle", checkpoints=tmp_path / "checkpoints")
+    events: list[Event] = []
+
+    def looking() -> bool:
+        return CheckpointSaved(LOOKED[0]) in events
+
+    for event in run_adaptation(asked, folders, stop=looking, num_workers=0, device="cpu"):
+        events.append(event)
+    assert events[-1] == Stopped(LOOKED[0])
+    assert not (tmp_path / "bundle").exists()
+    going_on = [*run_adaptation(asked, folders, num_workers=0, device="cpu")]
+    assert Resumed(LOOKED[0]) in going_on
+    assert isinstance(going_on[-1], Completed)

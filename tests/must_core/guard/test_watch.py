@@ -14,6 +14,7 @@ from must_core.backbone import load_base
 from must_core.bundle import load_bundle
 from must_core.checkpoint import Checkpoints
 from must_core.config import AdaptConfig
+from must_core.files import sha256_of
 from must_core.guard import watch as watching
 from must_core.guard.panel import Panel, hold_out
 from must_core.guard.vetoes import Opinion, Veto
@@ -200,3 +201,23 @@ def test_a_stop_is_heeded_within_a_look(tmp_path: Path) -> None:
     going_on = [*run_adaptation(asked, folders, num_workers=0, device="cpu")]
     assert Resumed(LOOKED[0]) in going_on
     assert isinstance(going_on[-1], Completed)
+
+
+def test_a_run_that_was_interrupted_publishes_what_a_straight_one_does(tmp_path: Path) -> None:
+    """Weights bit for bit, and the verdict."""
+    asked = request(tmp_path)
+    straight = RunFolders(bundle=tmp_path / "straight", checkpoints=tmp_path / "checkpoints")
+    *_, expected = run_adaptation(asked, straight, num_workers=0, device="cpu")
+    folders = RunFolders(bundle=tmp_path / "interrupted", checkpoints=tmp_path / "0")
+    for attempt, stop_at in enumerate((4, LOOKED[1], 20)):
+        events = run_adaptation(asked, folders, checkpoint_interval_s=0, num_workers=0, device="cpu")
+        next(e for e in events if isinstance(e, CheckpointSaved) and e.step == stop_at)
+        events.close()  # type: ignore[attr-defined]
+        earlier = [folders.checkpoints, *folders.resume_from]
+        folders = replace(folders, checkpoints=tmp_path / str(attempt + 1), resume_from=earlier)
+    *_, completed = run_adaptation(asked, folders, num_workers=0, device="cpu")
+    assert isinstance(completed, Completed)
+    assert isinstance(expected, Completed)
+    assert (completed.verdict, completed.metrics) == (expected.verdict, expected.metrics)
+    digests = [sha256_of(folder / "weights.safetensors") for folder in (straight.bundle, folders.bundle)]
+    assert digests[0] == digests[1]

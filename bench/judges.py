@@ -34,8 +34,8 @@ def judges(scene: Scene) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     zero_shot = Student.from_base(scene.base, scene.weights_DK)
     pixels_NCHW = scene.pixels(scene.unlabeled.images_NHWC)
     several = Evidence.joined([evidence_of(zero_shot, part) for part in pixels_NCHW.split(256)])
-    features_ND, logits_NK = look(zero_shot, pixels_NCHW)
-    one = Evidence(features_ND, logits_NK.log_softmax(dim=-1))
+    said = look(zero_shot, pixels_NCHW)
+    one = Evidence(said.features_ND, said.logits_NK.log_softmax(dim=-1))
     no_text = torch.zeros_like(several.log_scores_NK)
     no_features = torch.zeros_like(several.features_ND)
     return {

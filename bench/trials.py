@@ -28,7 +28,7 @@ from must_core.adaptation import Adaptation
 from must_core.backbone import BaseModel, load_base
 from must_core.errors import Diverged
 from must_core.guard.judge import Evidence, crop
-from must_core.guard.panel import evidence_of
+from must_core.guard.panel import evidence_of, opinion_of
 from must_core.guard.verdict import compare, decide
 from must_core.guard.vetoes import Opinion
 from must_core.interpolation import half_way
@@ -134,12 +134,9 @@ class Scene:
         return (torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-@torch.inference_mode()
-def look(classifier: Student, pixels_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """``features_ND`` of unit length and ``logits_NK``."""
-    features = [classifier.features(part) for part in pixels_NCHW.split(256)]
-    features_ND = torch.cat(features)
-    return features_ND, classifier.logit_scale * features_ND @ classifier.classifier
+def look(classifier: Student, pixels_NCHW: Tensor) -> Opinion:
+    """What a classifier says of images."""
+    return Opinion.joined([opinion_of(classifier, part) for part in pixels_NCHW.split(256)])
 
 
 def run_trial(key: Key, folder: Path) -> None:
@@ -151,18 +148,17 @@ def run_trial(key: Key, folder: Path) -> None:
     kept: dict[str, Any] = {"labels_N": scene.unlabeled.labels_N, "test_labels_T": scene.test.labels_N}
 
     def keep(name: str, classifier: Student) -> None:
-        features_ND, logits_NK = look(classifier, pixels_NCHW)
-        kept[f"{name}/features_ND"] = features_ND.half().numpy()
-        kept[f"{name}/logits_NK"] = logits_NK.numpy().astype(np.float32)
-        kept[f"{name}/test_logits_TK"] = look(classifier, test_TCHW)[1].half().numpy()
+        said = look(classifier, pixels_NCHW)
+        kept[f"{name}/features_ND"] = said.features_ND.half().numpy()
+        kept[f"{name}/logits_NK"] = said.logits_NK.numpy()
+        kept[f"{name}/test_logits_TK"] = look(classifier, test_TCHW).logits_NK.half().numpy()
 
     keep("zero_shot", zero_shot)
-    mirrored_NK = look(zero_shot, pixels_NCHW.flip(-1))[1]
-    cropped_NCHW = crop(pixels_NCHW, enlarged=0.5, top=0.5, left=0.5)
-    crops = float(
-        (look(zero_shot, cropped_NCHW)[1].argmax(-1).numpy() != kept["zero_shot/logits_NK"].argmax(-1)).mean()
+    answers_N = look(zero_shot, pixels_NCHW).answers_N
+    flips, crops = (
+        float((look(zero_shot, other_NCHW).answers_N != answers_N).double().mean())
+        for other_NCHW in (pixels_NCHW.flip(-1), crop(pixels_NCHW, enlarged=0.5, top=0.5, left=0.5))
     )
-    flips = float((mirrored_NK.argmax(-1).numpy() != kept["zero_shot/logits_NK"].argmax(-1)).mean())
     training_NHWC = scene.unlabeled.images_NHWC[scene.num_held_out :]
     evidence = choosing.Evidence(len(training_NHWC), scene.weights_DK.shape[1], flips, crops)
     auto = choosing.choose({}, evidence, scene.base, seed=key.seed)[0].to_dict()

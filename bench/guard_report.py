@@ -19,16 +19,16 @@ class Result:
     setting: str
     zero_shot: float
     """Accuracy on the test images, as are the gains."""
-    teacher: float
-    half_way: float
+    gains: dict[str, float]
+    """Of each candidate."""
     outcome: str
     candidate: str
     estimate: float
     low: float
     high: float
     vetoes: list[str]
-    candidate_held_out: float
-    """True gain of the compared candidate on the held-out images, which the estimate is of."""
+    candidate_here: float
+    """True gain of the compared candidate on the unlabeled images themselves, which the estimate is of."""
     judge_alone: str | None
     """What would be shipped without the vetoes."""
     vetoes_alone: str | None
@@ -41,11 +41,11 @@ class Result:
     @property
     def possible(self) -> float:
         """What who sees the labels would gain."""
-        return max(0.0, self.teacher, self.half_way)
+        return max(0.0, *self.gains.values())
 
     def gain_of(self, shipped: str | None) -> float:
         """Of shipping this classifier, or zero-shot."""
-        return {"teacher": self.teacher, "half_way": self.half_way, None: 0.0}[shipped]
+        return 0.0 if shipped is None else self.gains[shipped]
 
     @property
     def guarded(self) -> str | None:
@@ -61,7 +61,7 @@ RULES: dict[str, Callable[[Result], str | None]] = {
     "always half-way": lambda _: "half_way",
     "if surer (mean score)": lambda r: "teacher" if r.more_confident else None,
     "if InfoMax grows": lambda r: "teacher" if r.more_informed else None,
-    "labels (oracle)": lambda r: max((None, "teacher", "half_way"), key=r.gain_of),
+    "labels (oracle)": lambda r: max((None, *r.gains), key=r.gain_of),
 }
 
 
@@ -113,8 +113,8 @@ def _kept_interval(results: Sequence[Result], rule: Callable[[Result], str | Non
 
 def _print_calibration(results: Sequence[Result]) -> None:
     sound = [r for r in results if not r.vetoes]
-    errors = [r.estimate - r.candidate_held_out for r in sound]
-    covered = sum(r.low <= r.candidate_held_out <= r.high for r in sound)
+    errors = [r.estimate - r.candidate_here for r in sound]
+    covered = sum(r.low <= r.candidate_here <= r.high for r in sound)
     print(
         f"\nEstimated gain of the {len(sound)} trials without a veto, against the true one of the same images: "
         f"mean error {statistics.mean(errors):+.3f}, mean absolute error {statistics.mean(map(abs, errors)):.3f}, "
@@ -130,8 +130,8 @@ def _print_by(column: str, values: Sequence[str], results: Sequence[Result]) -> 
         some = [r for r in results if getattr(r, column) == value]
         mean = {
             "zero-shot": statistics.mean(r.zero_shot for r in some),
-            "teacher": statistics.mean(r.teacher for r in some),
-            "half-way": statistics.mean(r.half_way for r in some),
+            "teacher": statistics.mean(r.gains["teacher"] for r in some),
+            "half-way": statistics.mean(r.gains["half_way"] for r in some),
             "guard": statistics.mean(r.gain_of(r.guarded) for r in some),
         }
         worse = sum(r.gain_of(r.guarded) < 0 for r in some)

@@ -75,8 +75,8 @@ def main() -> int:
             with np.load(key.file(folder)) as outputs:
                 labels_N = torch.from_numpy(outputs["labels_N"])
                 zero_shot_N = opinion(outputs, "zero_shot").answers_N
-                for kept in CANDIDATES.values():
-                    adapted_N = opinion(outputs, kept).answers_N
+                for candidate in CANDIDATES:
+                    adapted_N = opinion(outputs, candidate).answers_N
                     truth_N = (adapted_N == labels_N).float() - (zero_shot_N == labels_N).float()
                     if (adapted_N != zero_shot_N).double().mean() >= 0.5 or not truth_N.any():
                         continue

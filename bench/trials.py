@@ -27,24 +27,25 @@ from must_core.adapt import Progress, adapt
 from must_core.adaptation import Adaptation
 from must_core.backbone import BaseModel, load_base
 from must_core.errors import Diverged
+from must_core.first_look import low_score
 from must_core.guard.judge import Evidence, crop
 from must_core.guard.panel import evidence_of, opinion_of
 from must_core.guard.verdict import compare, decide
 from must_core.guard.vetoes import Opinion
-from must_core.interpolation import half_way
+from must_core.interpolation import STATIONS, between
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec, build_class_weights
 
-NUM_UNLABELED = 630
+NUM_UNLABELED = 1200
+LARGEST_SHARE_UNLABELED = 0.6
+"""Where there are few images, the others are to measure on."""
 NUM_TEST = 1000
 HELD_OUT_SHARE = 0.2
 logger = logging.getLogger(__name__)
 
 DEVELOPMENT_SEEDS = 100
 """From here on: for choosing constants, never for reporting."""
-CANDIDATES = {"teacher": "stage3", "half_way": "half_way"}
-STAGES = (0.25, 0.5, 0.75, 1.0)
-"""Shares of the run after which the teacher is kept."""
+CANDIDATES = ("teacher", *STATIONS)
 
 Hyperparameters = dict[str, Any]
 
@@ -115,7 +116,7 @@ class Scene:
         """Draw the images and build the class head."""
         base = load_base(BASE_MODEL)
         drawn = task.draw(NUM_UNLABELED + NUM_TEST, np.random.default_rng(seed_of(task.name, seed)))
-        cut = NUM_UNLABELED
+        cut = min(NUM_UNLABELED, round(LARGEST_SHARE_UNLABELED * len(drawn.labels_N)))
         return cls(
             base,
             build_class_weights(base, [ClassSpec(name) for name in task.classes], task.templates),
@@ -154,25 +155,30 @@ def run_trial(key: Key, folder: Path) -> None:
         kept[f"{name}/test_logits_TK"] = look(classifier, test_TCHW).logits_NK.half().numpy()
 
     keep("zero_shot", zero_shot)
-    answers_N = look(zero_shot, pixels_NCHW).answers_N
+    said = look(zero_shot, pixels_NCHW)
     flips, crops = (
-        float((look(zero_shot, other_NCHW).answers_N != answers_N).double().mean())
+        float((look(zero_shot, other_NCHW).answers_N != said.answers_N).double().mean())
         for other_NCHW in (pixels_NCHW.flip(-1), crop(pixels_NCHW, enlarged=0.5, top=0.5, left=0.5))
     )
     training_NHWC = scene.unlabeled.images_NHWC[scene.num_held_out :]
-    evidence = choosing.Evidence(len(training_NHWC), scene.weights_DK.shape[1], flips, crops)
+    evidence = choosing.Evidence(
+        num_images=len(training_NHWC),
+        num_classes=scene.weights_DK.shape[1],
+        flip_disagreement=flips,
+        crop_disagreement=crops,
+        low_score=low_score(said),
+    )
     auto = choosing.choose({}, evidence, scene.base, seed=key.seed)[0].to_dict()
     config, _ = choosing.choose(SETTINGS[key.setting](auto), evidence, scene.base, seed=key.seed)
     run = Adaptation(deepcopy(zero_shot), config, steps_per_epoch=len(training_NHWC) // config.batch_size)
-    stages = [round(stage * run.total_steps) for stage in STAGES]
     curve: list[list[float]] = []
     try:
         for report in adapt(run, InMemory(training_NHWC), scene.base.preprocess, report_interval_s=0):
             assert isinstance(report, Progress)  # noqa: S101 - nothing is saved and nobody stops it
             curve.append(list(report.metrics.values()))
-            if run.step_index in stages:
-                keep(f"stage{stages.index(run.step_index)}", run.teacher)
-        keep("half_way", half_way(zero_shot, run.teacher))
+        keep("teacher", run.teacher)
+        for name, share in STATIONS.items():
+            keep(name, between(zero_shot, run.teacher, share))
     except Diverged:
         pass
     kept["curve"] = np.array(curve, dtype=np.float32)
@@ -194,7 +200,7 @@ def judged(keys: Sequence[Key], folder: Path) -> Iterator[Result]:
         held_out_N = torch.arange(len(pixels_NCHW)) < scene.num_held_out
         for key in some:
             with np.load(key.file(folder)) as outputs:
-                if "half_way/logits_NK" not in outputs:
+                if "teacher/logits_NK" not in outputs:
                     logger.warning("%s diverged and is left out: nothing could be shipped", key)
                     continue
                 yield _judged(key, dict(outputs), evidence, held_out_N)
@@ -202,35 +208,30 @@ def judged(keys: Sequence[Key], folder: Path) -> Iterator[Result]:
 
 def _judged(key: Key, outputs: dict[str, Any], evidence: Evidence, held_out_N: Tensor) -> Result:
     zero_shot = opinion(outputs, "zero_shot")
-    candidates = {name: opinion(outputs, kept) for name, kept in CANDIDATES.items()}
+    candidates = {name: opinion(outputs, name) for name in CANDIDATES}
     verdict = decide(evidence, zero_shot, candidates, held_out_N)
     compared = {name: compare(evidence, zero_shot, o, held_out_N) for name, o in candidates.items()}
     surest = max(compared, key=lambda name: compared[name].gain.low)
     unvetoed = [name for name in ("teacher", "half_way") if not compared[name].vetoes]
-    gains = {
-        name: _accuracy(outputs, f"{kept}/test_logits_TK", "test_labels_T")
-        - _accuracy(outputs, "zero_shot/test_logits_TK", "test_labels_T")
-        for name, kept in CANDIDATES.items()
-    }
-    labels_N = torch.from_numpy(outputs["labels_N"])[held_out_N]
+    before = _accuracy(outputs, "zero_shot")
+    labels_N = torch.from_numpy(outputs["labels_N"])
     right = {
-        name: float((said.answers_N[held_out_N] == labels_N).double().mean())
+        name: float((said.answers_N == labels_N).double().mean())
         for name, said in {"zero_shot": zero_shot, **candidates}.items()
     }
     return Result(
         task=key.task,
         seed=key.seed,
         setting=key.setting,
-        zero_shot=_accuracy(outputs, "zero_shot/test_logits_TK", "test_labels_T"),
-        teacher=gains["teacher"],
-        half_way=gains["half_way"],
+        zero_shot=before,
+        gains={name: _accuracy(outputs, name) - before for name in CANDIDATES},
         outcome=verdict.outcome,
         candidate=verdict.candidate,
         estimate=verdict.gain.estimate,
         low=verdict.gain.low,
         high=verdict.gain.high,
         vetoes=[veto.name for veto in verdict.vetoes],
-        candidate_held_out=right[verdict.candidate] - right["zero_shot"],
+        candidate_here=right[verdict.candidate] - right["zero_shot"],
         judge_alone=surest if compared[surest].gain.low > 0 else None,
         vetoes_alone=unvetoed[0] if unvetoed else None,
         more_confident=_mean_score(candidates["teacher"]) > _mean_score(zero_shot),
@@ -244,8 +245,8 @@ def opinion(outputs: Mapping[str, Any], name: str) -> Opinion:
     return Opinion(logits_NK.float(), features_ND.float())
 
 
-def _accuracy(outputs: dict[str, Any], logits: str, labels: str) -> float:
-    return float((outputs[logits].argmax(axis=-1) == outputs[labels]).mean())
+def _accuracy(outputs: dict[str, Any], name: str) -> float:
+    return float((outputs[f"{name}/test_logits_TK"].argmax(axis=-1) == outputs["test_labels_T"]).mean())
 
 
 def _mean_score(opinion: Opinion) -> float:

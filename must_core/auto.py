@@ -17,6 +17,8 @@ from must_core.towers import tower_of
 
 _STEPS_WANTED = 500
 _LARGEST_BATCH = 64
+_THRESHOLDS = 0.3, 0.7
+"""The paper's lowest and highest for ViT-B/16."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Evidence:
     """Share of images whose zero-shot answer changes when they are mirrored, 0 to 1."""
     crop_disagreement: float = 0.0
     """The same when they are cropped a little, which changes nothing that matters."""
+    low_score: float = 1.0
+    """A tenth of zero-shot's answers have a score below it, 0 to 1."""
 
 
 def check_fit(requested: Mapping[str, Any], base: BaseModel) -> None:
@@ -89,7 +93,7 @@ def choose(
     settle("min_learning_rate_per_256", 1e-6, "The paper's value.")
     settle("layer_decay", 0.65, "The paper's value.")
     settle("weight_decay", 0.05, "The paper's value.")
-    settle("confidence_threshold", 0.7, "The paper's most common value for ViT-B/16.")
+    settle("confidence_threshold", *_threshold(evidence))
     settle("fairness_weight", 1.0, "The paper's most common value.")
     settle("alignment_weight", 0.2, "The paper's most common value for ViT-B/16.")
     settle("masking", value=base.masking.supported, reason=base.masking.reason)
@@ -130,8 +134,19 @@ def _geometry(base: BaseModel) -> tuple[int, int, int]:
 def _learning_rate(width: int) -> tuple[float, str]:
     if not width:
         return 2e-5, "The paper's most common value for ViT-B/16; this tower has no width to go by."
-    rate = float(f"{4e-3 * min(1.0, (128 / width) ** 2.96):.2g}")
+    rate = float(f"{2e-3 * min(1.0, (128 / width) ** 2.57):.2g}")
     return rate, f"Narrower towers bear larger steps; this one is {width} wide."
+
+
+def _threshold(evidence: Evidence) -> tuple[float, str]:
+    low, high = _THRESHOLDS
+    threshold = round(min(high, max(low, evidence.low_score)), 2)
+    told = f"A tenth of zero-shot's answers have a score below {evidence.low_score:.2f}"
+    if threshold == high:
+        return threshold, f"{told}: the highest of the paper's thresholds lets most images teach."
+    if threshold == low:
+        return threshold, f"{told}; this is the lowest of the paper's thresholds."
+    return threshold, f"{told}: the others teach from the start."
 
 
 def _mask_patch(image: int, patch: int) -> tuple[int, str]:

@@ -15,6 +15,8 @@ from must_core.guard.panel import Panel, evidence_of, opinion_of
 from must_core.guard.vetoes import Opinion
 from must_core.student import Student
 
+_LOW = 0.1
+
 
 @dataclass(frozen=True)
 class FirstLook:
@@ -58,3 +60,8 @@ def _answers(classifier: Student, images_BCHW: Tensor) -> Tensor:
 
 def _share_changed(opinion: Opinion, answers: list[Tensor]) -> float:
     return float((torch.cat(answers) != opinion.answers_N).double().mean())
+
+
+def low_score(zero_shot: Opinion) -> float:
+    """The score, 0 to 1, that a tenth of the answers fall short of."""
+    return float(zero_shot.logits_NK.softmax(dim=-1).max(dim=-1).values.double().quantile(_LOW))

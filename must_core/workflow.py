@@ -32,12 +32,12 @@ from must_core.data.labels import Labels
 from must_core.data.loader import steps_per_epoch
 from must_core.data.packed import PackedImages, packed_bytes, packing
 from must_core.errors import InvalidConfig
-from must_core.first_look import FirstLook, first_look
+from must_core.first_look import FirstLook, first_look, low_score
 from must_core.guard.panel import Panel, Split, hold_out, no_held_out
 from must_core.guard.verdict import Verdict, decide, too_few_images
 from must_core.guard.vetoes import Opinion, Veto
 from must_core.guard.watch import Watch
-from must_core.interpolation import half_way
+from must_core.interpolation import STATIONS, between
 from must_core.parallel import SINGLE, Ranks, local_device
 from must_core.presets import Preset
 from must_core.student import Student
@@ -235,7 +235,11 @@ class _Job:
         looking = first_look(zero_shot, self._panel(base, split), for_the_judge=len(split.held_out) > 0)
         looked = yield from self._alive(looking, "preparing")
         evidence = Evidence(
-            len(split.training), len(request.classes), looked.flip_disagreement, looked.crop_disagreement
+            num_images=len(split.training),
+            num_classes=len(request.classes),
+            flip_disagreement=looked.flip_disagreement,
+            crop_disagreement=looked.crop_disagreement,
+            low_score=low_score(looked.zero_shot),
         )
         config, choices = choose(request.hyperparameters, evidence, base, seed=request.seed, preset=request.preset)
         return _Prepared(ensemble.weights_DK, split, looked, config, choices, run_identity(request, config))
@@ -318,7 +322,7 @@ class _Job:
         zero_shot = Student.from_base(base, prepared.class_weights_DK, seed=request.seed).to(self.device)
         candidates = {"teacher": run.teacher}
         if looked.evidence is not None:
-            candidates["half_way"] = half_way(zero_shot, run.teacher)
+            candidates |= {name: between(zero_shot, run.teacher, share) for name, share in STATIONS.items()}
         opinions: dict[str, Opinion] = {}
         for name, candidate in candidates.items():
             opinions[name] = yield from self._alive(panel.opinion(candidate), "evaluating")

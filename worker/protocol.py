@@ -164,11 +164,13 @@ class RolledBackReport:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Gain:
-    """How much more often the adapted classifier is thought right than zero-shot: shares of the held-out images."""
+    """How much more often the adapted classifier is thought right than zero-shot: shares of the images looked at."""
 
     estimate: FiniteFloat
     low: FiniteFloat
     high: FiniteFloat
+    held_out_estimate: FiniteFloat
+    num_images: Count
     num_held_out: Count
     num_disagreements: Count
     num_for_adapted: Count

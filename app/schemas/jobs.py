@@ -121,11 +121,15 @@ class JobErrorOut(WireModel):
 class GainOut(WireModel):
     """How much more often the adapted classifier is right than zero-shot, as estimated without labels."""
 
-    estimate: float = Field(description="A share of the held-out images, −1 to 1.", examples=[0.201])
+    estimate: float = Field(description="A share of the images looked at, −1 to 1.", examples=[0.201])
     low: float = Field(description="Lower end of its 95 % interval.", examples=[0.14])
     high: float = Field(description="Upper end of its 95 % interval.", examples=[0.263])
-    num_held_out: int = Field(description="Images that were held out of training to decide on.", examples=[179])
-    num_disagreements: int = Field(description="Of those, how many got another answer.", examples=[41])
+    held_out_estimate: float | None = Field(
+        default=None, description="The estimate on the images alone that were held out of training.", examples=[0.19]
+    )
+    num_images: int | None = Field(default=None, description="Images that were looked at.", examples=[898])
+    num_held_out: int = Field(description="Of those, how many were held out of training.", examples=[179])
+    num_disagreements: int = Field(description="How many got another answer.", examples=[205])
     num_for_adapted: int = Field(description="Of those, where the new answer is thought right.", examples=[37])
     num_for_zero_shot: int = Field(description="Of those, where the old answer is.", examples=[1])
 
@@ -151,12 +155,13 @@ class VerdictOut(WireModel):
         examples=["adapted"],
     )
     candidate: str = Field(
-        description="What was compared with zero-shot: `teacher`, the end of training, or `half_way` to it.",
+        description="What was compared with zero-shot: `teacher`, the end of training, or `quarter_way`, `half_way` or "
+        "`three_quarters_way` from zero-shot to it.",
         examples=["teacher"],
     )
     reasons: list[str] = Field(
         description="Sentences, the decisive one first.",
-        examples=[["Of 179 held-out images, 41 got another answer; the judge takes the adapted classifier's side …"]],
+        examples=[["Of 898 images, 205 got another answer; the judge takes the adapted classifier's side …"]],
     )
     gain: GainOut = Field(description="The estimate behind it.")
     vetoes: list[VetoOut] = Field(description="What speaks against it whatever the gain.", examples=[[]])

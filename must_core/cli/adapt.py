@@ -18,6 +18,7 @@ from must_core.cli.inputs import choose_templates, find_preset, read_labels
 from must_core.cli.told import DONE, STOPPED, plain_console, told
 from must_core.data.loader import find_images
 from must_core.errors import InvalidConfig
+from must_core.interpolation import STATIONS
 from must_core.parallel import Ranks, joined, local_device
 from must_core.run_folder import RunFolder
 from must_core.text.class_files import read_classes
@@ -205,7 +206,7 @@ class _Shown:
                 console.print("training ended" + ("" if to_step is None else f"; back to step {to_step}"))
             case Completed(path, metrics, verdict):
                 console.print(f"{metrics['changed_answers']:.1%} of the answers changed")
-                for name in ("zero_shot", "student", "teacher", "half_way"):
+                for name in ("zero_shot", "student", "teacher", *STATIONS):
                     if f"{name}_top1" in metrics:
                         console.print(_accuracy(name, metrics))
                 if verdict is not None:

@@ -8,7 +8,7 @@ The judge multiplies two things that the frozen base model says of an image, loo
 
 Neither of the two classifiers uses the second, and the adapted one has moved away from the first.
 
-Shapes: B images of a batch, N images, H of them held out, S agreed on, M disagreed on, K classes, D embedding width.
+Shapes: B images of a batch, N images, S of them agreed on, M disagreed on, K classes, D embedding width.
 """
 
 import math
@@ -46,12 +46,15 @@ class Evidence:
 class Gain:
     """The judge's estimate of how much more often a candidate is right than zero-shot, with a 95 % interval.
 
-    ``estimate``, ``low`` and ``high`` are shares of the held-out images, −1 to 1.
+    ``estimate``, ``low`` and ``high`` are shares of the images looked at, −1 to 1; ``held_out_estimate`` is the same of
+    those alone that were held out of training.
     """
 
     estimate: float
     low: float
     high: float
+    held_out_estimate: float
+    num_images: int
     num_held_out: int
     num_disagreements: int
     num_for_adapted: int
@@ -111,8 +114,8 @@ def judge(evidence: Evidence, zero_shot_N: Tensor, adapted_N: Tensor) -> Tensor:
 def discriminant(learn_SD: Tensor, labels_S: Tensor, ask_MD: Tensor, num_classes: int) -> Tensor:
     """Log-likelihood ``scores_MK`` of each class, up to a constant for each image; −∞ for classes with no image.
 
-    One covariance for all classes (Fisher, 1936), shrunk towards a multiple of the identity (Friedman, 1989); classes
-    count as equally frequent.
+    One covariance for all classes (Fisher, 1936), shrunk towards a multiple of the identity (Friedman, 1989); a class
+    is as frequent as among the images learned from.
     """
     centre_D = learn_SD.mean(dim=0)
     learn_SD, ask_MD = learn_SD - centre_D, ask_MD - centre_D
@@ -125,13 +128,13 @@ def discriminant(learn_SD: Tensor, labels_S: Tensor, ask_MD: Tensor, num_classes
     covariance_DD *= 1 - _SHRINKAGE
     covariance_DD.diagonal().add_(_SHRINKAGE * spread)
     weights_DK = torch.linalg.solve(covariance_DD, means_KD.T)
-    scores_MK: Tensor = ask_MD @ weights_DK - 0.5 * (means_KD * weights_DK.T).sum(dim=1)
+    scores_MK: Tensor = ask_MD @ weights_DK - 0.5 * (means_KD * weights_DK.T).sum(dim=1) + count_K.log()
     return scores_MK.masked_fill(count_K == 0, -math.inf)
 
 
-def estimate_gain(votes_H: Tensor, disagree_H: Tensor, *, seed: int = 0) -> Gain:
-    """The mean vote over the held-out images and its 95 % interval, by resampling images (Efron, 1979)."""
-    num, ups, downs = len(votes_H), int((votes_H > 0).sum()), int((votes_H < 0).sum())
+def estimate_gain(votes_N: Tensor, disagree_N: Tensor, held_out_N: Tensor, *, seed: int = 0) -> Gain:
+    """The mean vote and its 95 % interval, by resampling images (Efron, 1979)."""
+    num, ups, downs = len(votes_N), int((votes_N > 0).sum()), int((votes_N < 0).sum())
     low = high = 0.0
     if num:
         # Of a mean of −1, 0 and 1 only the counts matter; they are multinomial, drawn as two binomials.
@@ -146,8 +149,10 @@ def estimate_gain(votes_H: Tensor, disagree_H: Tensor, *, seed: int = 0) -> Gain
         estimate=(ups - downs) / max(1, num),
         low=low,
         high=high,
-        num_held_out=num,
-        num_disagreements=int(disagree_H.sum()),
+        held_out_estimate=float(votes_N[held_out_N].mean()) if held_out_N.any() else 0.0,
+        num_images=num,
+        num_held_out=int(held_out_N.sum()),
+        num_disagreements=int(disagree_N.sum()),
         num_for_adapted=ups,
         num_for_zero_shot=downs,
     )

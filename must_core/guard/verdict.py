@@ -52,10 +52,10 @@ class Compared:
 def compare(
     evidence: Evidence, zero_shot: Opinion, candidate: Opinion, held_out_N: Tensor, *, seed: int = 0
 ) -> Compared:
-    """Have the judge decide the disagreements, and count those of the images that were held out."""
+    """Have the judge decide the disagreements, and count its votes."""
     votes_N = judge(evidence, zero_shot.answers_N, candidate.answers_N)
     disagree_N = zero_shot.answers_N != candidate.answers_N
-    gain = estimate_gain(votes_N[held_out_N], disagree_N[held_out_N], seed=seed)
+    gain = estimate_gain(votes_N, disagree_N, held_out_N, seed=seed)
     return Compared(votes_N=votes_N, gain=gain, vetoes=vetoes(zero_shot, candidate))
 
 
@@ -70,10 +70,10 @@ def decide(
 ) -> Verdict:
     """Choose among zero-shot and the candidates, of which there is at least one.
 
-    ``held_out_N`` marks the images that nobody trained on: they alone are counted, the judge learns from all. Of the
-    candidates, the one with the highest lower bound of the gain is compared, those without a veto first. It is
-    ``adapted`` when the bound is above 0 and there is no veto (``others`` are vetoes from elsewhere), ``zero_shot``
-    when there is one or the upper bound is below 0, and else ``inconclusive``.
+    ``held_out_N`` marks the images that nobody trained on. Of the candidates, the one with the highest lower bound of
+    the gain is compared, those without a veto first. It is ``adapted`` when the bound is above 0, the held-out images
+    by themselves say the same, and there is no veto (``others`` are vetoes from elsewhere); ``zero_shot`` when there is
+    one or the upper bound is below 0; and else ``inconclusive``.
     """
     compared = {
         name: compare(evidence, zero_shot, opinion, held_out_N, seed=seed) for name, opinion in candidates.items()
@@ -88,12 +88,12 @@ def decide(
 def too_few_images(num_images: int) -> Verdict:
     """For a run that held nothing out."""
     reason = f"{num_images} images are too few to hold {MIN_HELD_OUT} of them out of training and decide on those."
-    nothing = torch.zeros(0)
+    nothing = torch.zeros(0, dtype=torch.bool)
     return Verdict(
         outcome="inconclusive",
         candidate="teacher",
         reasons=(reason,),
-        gain=estimate_gain(nothing, nothing),
+        gain=estimate_gain(nothing.float(), nothing, nothing),
         vetoes=(),
     )
 
@@ -104,14 +104,17 @@ def _rank(compared: Compared) -> tuple[bool, float, float]:
 
 def _outcome(gain: Gain, found: tuple[Veto, ...]) -> tuple[Outcome, tuple[str, ...]]:
     told = (
-        f"Of {gain.num_held_out} held-out images, {gain.num_disagreements} got another answer; the judge takes the "
-        f"adapted classifier's side {gain.num_for_adapted} times and zero-shot's {gain.num_for_zero_shot} times: "
-        f"an estimated gain of {100 * gain.estimate:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})."
+        f"Of {gain.num_images} images, {gain.num_disagreements} got another answer; the judge takes the adapted "
+        f"classifier's side {gain.num_for_adapted} times and zero-shot's {gain.num_for_zero_shot} times: an estimated "
+        f"gain of {100 * gain.estimate:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}; "
+        f"{100 * gain.held_out_estimate:+.1f} on the {gain.num_held_out} that nobody trained on)."
     )
     if found:
         return "zero_shot", (*(veto.reason for veto in found), told)
     if gain.num_for_adapted + gain.num_for_zero_shot < MIN_VOTES:
         return "inconclusive", (told, "Those are too few to tell the two apart.")
+    if gain.low > 0 and gain.held_out_estimate <= 0:
+        return "inconclusive", (told, "The gain does not show on images that nobody trained on, so zero-shot stays.")
     if gain.low > 0:
         return "adapted", (told,)
     if gain.high < 0:

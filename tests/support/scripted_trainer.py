@@ -140,6 +140,8 @@ def _verdict(script: dict[str, Any]) -> Verdict | None:
         estimate=0.1,
         low=0.05,
         high=0.15,
+        held_out_estimate=0.1,
+        num_images=300,
         num_held_out=60,
         num_disagreements=9,
         num_for_adapted=7,

@@ -27,7 +27,15 @@ from worker.protocol import (
 )
 
 GAIN = Gain(
-    estimate=0.1, low=0.0, high=0.2, num_held_out=60, num_disagreements=9, num_for_adapted=7, num_for_zero_shot=1
+    estimate=0.1,
+    low=0.0,
+    high=0.2,
+    held_out_estimate=0.1,
+    num_images=300,
+    num_held_out=60,
+    num_disagreements=9,
+    num_for_adapted=7,
+    num_for_zero_shot=1,
 )
 VERDICT = Verdict(
     outcome="zero_shot",

@@ -48,11 +48,14 @@ def test_too_few_votes_decide_nothing() -> None:
     assert verdict.outcome == "inconclusive"
 
 
-def test_images_that_were_trained_on_do_not_count() -> None:
+def test_a_gain_that_only_images_trained_on_show_is_none() -> None:
     evidence, truth_N = clusters()
     zero_shot = opinion(evidence, torch.where(HELD_OUT_N, truth_N, wrong_at(truth_N, 0.4, 1)))
-    verdict = decide(evidence, zero_shot, {"c": opinion(evidence, truth_N)}, HELD_OUT_N)
-    assert (verdict.outcome, verdict.gain.num_disagreements) == ("inconclusive", 0)
+    better = {"c": opinion(evidence, truth_N)}
+    verdict = decide(evidence, zero_shot, better, HELD_OUT_N)
+    assert (verdict.outcome, verdict.gain.low > 0, verdict.gain.held_out_estimate) == ("inconclusive", True, 0)
+    # The control: held out, some of the same images would have shown it.
+    assert decide(evidence, zero_shot, better, torch.arange(N) >= N // 2).outcome == "adapted"
 
 
 def test_a_veto_outweighs_the_judge() -> None:

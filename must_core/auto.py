@@ -40,7 +40,7 @@ class Evidence:
     crop_disagreement: float = 0.0
     """The same when they are cropped a little, which changes nothing that matters."""
     low_score: float = 1.0
-    """A tenth of zero-shot's answers have a score below it, 0 to 1."""
+    """A twentieth of zero-shot's answers have a score below it, 0 to 1."""
 
 
 def check_fit(requested: Mapping[str, Any], base: BaseModel) -> None:
@@ -141,7 +141,7 @@ def _learning_rate(width: int) -> tuple[float, str]:
 def _threshold(evidence: Evidence) -> tuple[float, str]:
     low, high = _THRESHOLDS
     threshold = round(min(high, max(low, evidence.low_score)), 2)
-    told = f"A tenth of zero-shot's answers have a score below {evidence.low_score:.2f}"
+    told = f"A twentieth of zero-shot's answers have a score below {evidence.low_score:.2f}"
     if threshold == high:
         return threshold, f"{told}: the highest of the paper's thresholds lets most images teach."
     if threshold == low:

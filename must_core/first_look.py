@@ -15,7 +15,7 @@ from must_core.guard.panel import Panel, evidence_of, opinion_of
 from must_core.guard.vetoes import Opinion
 from must_core.student import Student
 
-_LOW = 0.1
+_LOW = 0.05
 
 
 @dataclass(frozen=True)
@@ -63,5 +63,5 @@ def _share_changed(opinion: Opinion, answers: list[Tensor]) -> float:
 
 
 def low_score(zero_shot: Opinion) -> float:
-    """The score, 0 to 1, that a tenth of the answers fall short of."""
+    """The score, 0 to 1, that a twentieth of the answers fall short of."""
     return float(zero_shot.logits_NK.softmax(dim=-1).max(dim=-1).values.double().quantile(_LOW))

@@ -5,8 +5,8 @@ and so do simpler rules. Labels are read for the table: how often a rule shipped
 images of the task, and how much it kept of the gain that who sees the labels would have kept.
 
 ``--run`` runs the trials that have no file in ``--outputs`` yet (hours), and writes what came of all of them to the
-results file. Without it, the tables are printed from that file. Constants were chosen on seeds of 100 and above;
-tables are of the others unless ``--development`` is given.
+results file, beside what it holds of the same version of the code. Without it, the tables are printed from that file.
+Constants were chosen on seeds of 100 and above; tables are of the others unless ``--development`` is given.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.guard_report import Result, print_report
 from bench.tasks import all_tasks
-from bench.trials import DEVELOPMENT_SEEDS, SETTINGS, Key, judged, run_trial
+from bench.trials import DEVELOPMENT_SEEDS, SETTINGS, VERSION, Key, judged, run_trial
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "guard.jsonl"
@@ -36,16 +36,19 @@ def run_missing(keys: list[Key], folder: Path, num_processes: int) -> None:
 
 
 def write_results(folder: Path, results: Path) -> None:
-    """Let every rule decide every trial in the folder."""
+    """Let every rule decide every trial in the folder; results of this version whose outputs are gone are kept."""
     keys = sorted((Key.of(file) for file in folder.glob("*.npz")), key=lambda key: (key.task, key.seed, key.setting))
+    earlier = read_results(results) if results.exists() else []
+    kept = [r for r in earlier if r.version == VERSION and Key(r.task, r.seed, r.setting) not in keys]
+    found = sorted([*kept, *judged(keys, folder)], key=lambda r: (r.task, r.seed, r.setting))
     results.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(asdict(result)) + "\n" for result in judged(keys, folder)]
-    results.write_text("".join(lines), encoding="utf-8")
+    results.write_text("".join(json.dumps(asdict(result)) + "\n" for result in found), encoding="utf-8")
 
 
 def read_results(results: Path) -> list[Result]:
     """What `write_results` wrote."""
-    return [Result(**json.loads(line)) for line in results.read_text(encoding="utf-8").splitlines()]
+    rows = map(json.loads, results.read_text(encoding="utf-8").splitlines())
+    return [Result(**row) for row in rows if row.get("version") == VERSION]
 
 
 def main() -> int:

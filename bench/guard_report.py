@@ -14,6 +14,7 @@ _RESAMPLES = 2000
 class Result:
     """One trial: the truth, from labels, and what was said without them. Gains are over zero-shot, −1 to 1."""
 
+    version: int
     task: str
     seed: int
     setting: str

@@ -43,6 +43,8 @@ NUM_TEST = 1000
 HELD_OUT_SHARE = 0.2
 logger = logging.getLogger(__name__)
 
+VERSION = 2
+"""Of what a trial comes to: raised whenever training, auto's choices, the guard or the tasks change."""
 DEVELOPMENT_SEEDS = 100
 """From here on: for choosing constants, never for reporting."""
 CANDIDATES = ("teacher", *STATIONS)
@@ -220,6 +222,7 @@ def _judged(key: Key, outputs: dict[str, Any], evidence: Evidence, held_out_N: T
         for name, said in {"zero_shot": zero_shot, **candidates}.items()
     }
     return Result(
+        version=VERSION,
         task=key.task,
         seed=key.seed,
         setting=key.setting,

@@ -173,7 +173,10 @@ def _batch_size(num_images: int) -> tuple[int, str]:
 
 def _epochs(steps_per_epoch: int) -> tuple[int, str]:
     epochs = min(60, max(20, math.ceil(_STEPS_WANTED / steps_per_epoch)))
-    return epochs, f"At least {_STEPS_WANTED} steps, within the paper's 20 to 60 epochs."
+    return epochs, (
+        f"At least {_STEPS_WANTED} steps, within the paper's 20 to 60 epochs; "
+        "a guarded run ends sooner when hardly an answer changes any more."
+    )
 
 
 def _settle_teacher(settle: Any, total_steps: int, given: Mapping[str, Any]) -> None:

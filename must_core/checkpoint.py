@@ -59,19 +59,27 @@ class Checkpoints:
         self._prune()
         return final
 
-    def accept(self, step: int) -> None:
-        """Keep the checkpoint of ``step``, however old it gets, until another is accepted."""
+    def accept(self, step: int, note: str = "") -> None:
+        """Keep the checkpoint of ``step``, however old it gets, until another is accepted, and a line with it."""
         if not self._path(step).is_dir():
             raise FileNotFoundError(f"there is no checkpoint of step {step}")
-        write_durably(self.folder / f"{_ACCEPTED}-{self._mark}", self._path(step).name)
+        write_durably(self.folder / f"{_ACCEPTED}-{self._mark}", f"{self._path(step).name}\n{note}")
         self._prune()
+
+    def accepted(self, others: Iterable[Path] = ()) -> tuple[int, str] | None:
+        """Step and note of this run's last accepted checkpoint, in this folder or others."""
+        marks = [mark for folder in (self.folder, *others) if (mark := self._accepted_in(folder))]
+        if not marks:
+            return None
+        name, note = max(marks)
+        return int(name.removeprefix(_PREFIX).split("-")[0]), note
 
     def restore_accepted(self, run: Adaptation, others: Iterable[Path] = ()) -> int | None:
         """Load the last accepted checkpoint of this run from this folder or others; returns its step.
 
         None when there is none that is sound.
         """
-        named = [folder / name for folder in (self.folder, *others) if (name := self._accepted_in(folder))]
+        named = [folder / mark[0] for folder in (self.folder, *others) if (mark := self._accepted_in(folder))]
         for path in sorted(named, key=lambda p: p.name, reverse=True):
             try:
                 step, state = self._read(path, run)
@@ -131,14 +139,16 @@ class Checkpoints:
     def _prune(self) -> None:
         accepted = self._accepted_in(self.folder)
         for old in self._newest_first([self.folder])[self.keep :]:
-            if old.name != accepted:
+            if accepted is None or old.name != accepted[0]:
                 shutil.rmtree(old)
 
-    def _accepted_in(self, folder: Path) -> str | None:
-        """Name of the checkpoint of this run that was accepted in a folder; whatever else stands there is no name."""
+    def _accepted_in(self, folder: Path) -> tuple[str, str] | None:
+        """Name and note of this run's accepted checkpoint in a folder; whatever else stands there is no name."""
         mark = folder / f"{_ACCEPTED}-{self._mark}"
-        name = mark.read_text(encoding="utf-8", errors="replace") if mark.exists() else ""
-        return name if re.fullmatch(rf"{_PREFIX}\d+-{self._mark}", name) else None
+        name, _, note = (
+            mark.read_text(encoding="utf-8", errors="replace").partition("\n") if mark.exists() else ("",) * 3
+        )
+        return (name, note) if re.fullmatch(rf"{_PREFIX}\d+-{self._mark}", name) else None
 
     def _newest_first(self, folders: Iterable[Path]) -> list[Path]:
         found = [p for folder in folders if folder.is_dir() for p in folder.glob(f"{_PREFIX}*-{self._mark}")]

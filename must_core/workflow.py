@@ -26,7 +26,7 @@ from must_core.auto import Choice, Evidence, choose
 from must_core.backbone import BaseModel, load_base
 from must_core.bundle import save_bundle
 from must_core.checkpoint import Checkpoints
-from must_core.config import AdaptConfig
+from must_core.config import AUTO, AdaptConfig
 from must_core.data.image_list import ImageList
 from must_core.data.labels import Labels
 from must_core.data.loader import steps_per_epoch
@@ -36,7 +36,7 @@ from must_core.first_look import FirstLook, first_look, low_score
 from must_core.guard.panel import Panel, Split, hold_out, no_held_out
 from must_core.guard.verdict import Verdict, decide, too_few_images
 from must_core.guard.vetoes import Opinion, Veto
-from must_core.guard.watch import Watch
+from must_core.guard.watch import Seen, Watch
 from must_core.interpolation import STATIONS, between
 from must_core.parallel import SINGLE, Ranks, local_device
 from must_core.presets import Preset
@@ -116,6 +116,13 @@ class RolledBack:
 
 
 @dataclass(frozen=True)
+class Settled:
+    """Hardly an answer changes any more, so training ended sooner than planned."""
+
+    step: int
+
+
+@dataclass(frozen=True)
 class Completed:
     """The bundle is written. ``verdict`` says whether it is better than zero-shot; None when the guard was off."""
 
@@ -124,7 +131,7 @@ class Completed:
     verdict: Verdict | None
 
 
-Event = PhaseStarted | Chosen | Resumed | Progress | CheckpointSaved | RolledBack | Stopped | Completed
+Event = PhaseStarted | Chosen | Resumed | Progress | CheckpointSaved | RolledBack | Settled | Stopped | Completed
 
 
 def run_adaptation(
@@ -298,20 +305,27 @@ class _Job:
         self, reports: Iterator[Report], watch: Watch | None, run: Adaptation
     ) -> Generator[Event, None, tuple[Veto, ...]]:
         """The loop's reports, to their end or a collapse; returns as `_train` does."""
-        collapse: tuple[Veto, ...] = ()
+        seen = Seen()
         if watch is not None and run.step_index in watch.milestones:  # an attempt ended on its way to this look
-            collapse = yield from self._alive(watch.look(), "training", heed_stop=self.ranks.world_size == 1)
-        while not collapse and (report := next(reports, None)) is not None:
+            seen = yield from self._alive(watch.look(), "training", heed_stop=self.ranks.world_size == 1)
+        while not seen.collapse and not self._ends(seen) and (report := next(reports, None)) is not None:
             if isinstance(report, Stopped):
                 raise _StopAsked
             yield report
             if watch is not None:
-                collapse = yield from self._alive(watch.heed(report), "training", heed_stop=self.ranks.world_size == 1)
-        if not collapse or watch is None:
+                seen = yield from self._alive(watch.heed(report), "training", heed_stop=self.ranks.world_size == 1)
+        if not seen.collapse or watch is None:
+            if run.step_index < run.total_steps:
+                yield Settled(run.step_index)
             return ()
         to_step = watch.roll_back()
-        yield RolledBack(collapse, to_step)
-        return collapse if to_step is None else ()
+        yield RolledBack(seen.collapse, to_step)
+        return seen.collapse if to_step is None else ()
+
+    def _ends(self, seen: Seen) -> bool:
+        """Who asked for a number of epochs gets it."""
+        asked = self.request.hyperparameters.get("epochs", AUTO if self.request.preset is None else None)
+        return seen.settled and asked == AUTO
 
     def _choose(
         self, run: Adaptation, collapse: tuple[Veto, ...], panel: Panel, base: BaseModel, prepared: _Prepared

@@ -163,6 +163,15 @@ class RolledBackReport:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SettledReport:
+    """Training ended at ``step``, sooner than planned, because hardly an answer changes any more."""
+
+    type: Literal["settled"] = "settled"
+    v: Literal[1] = 1
+    step: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Gain:
     """How much more often the adapted classifier is thought right than zero-shot: shares of the images looked at."""
 
@@ -229,6 +238,7 @@ AnyReport = (
     | MetricsReport
     | CheckpointReport
     | RolledBackReport
+    | SettledReport
     | ResultReport
     | ErrorReport
 )

@@ -20,6 +20,7 @@ from worker.protocol import (
     ProtocolError,
     ResultReport,
     RolledBackReport,
+    SettledReport,
     parse_report,
 )
 
@@ -89,6 +90,8 @@ class Relay:
                 case RolledBackReport():
                     data = {"reasons": report.reasons, "to_step": report.to_step}
                     self._add(event=(EventType.ROLLED_BACK, data))
+                case SettledReport():
+                    self._add(event=(EventType.SETTLED, {"step": report.step}))
                 case ResultReport():
                     self.result = report
                 case ErrorReport():

@@ -29,6 +29,7 @@ from must_core.workflow import (
     Resumed,
     RolledBack,
     RunFolders,
+    Settled,
     run_adaptation,
 )
 from worker import protocol
@@ -96,6 +97,8 @@ def _train(spec: TrainerSpec, link: TrainerLink) -> int:
                 _log.warning("rolled_back", vetoes=[veto.name for veto in vetoes], to_step=to_step)
                 reasons = [veto.reason for veto in vetoes]
                 link.send(protocol.RolledBackReport(reasons=reasons, to_step=to_step))
+            case Settled(step):
+                link.send(protocol.SettledReport(step=step))
             case loop.Stopped():
                 return ExitCode.STOPPED
             case Completed(bundle, metrics, verdict):

@@ -24,6 +24,8 @@ class EventType(StrEnum):
     ROLLED_BACK = "rolled_back"
     """``{reasons, to_step, attempt}``: training collapsed and ended; the classifier is that of ``to_step``, or of the
     last step when that is null."""
+    SETTLED = "settled"
+    """``{step, attempt}``: training ended sooner than planned, for hardly an answer changes any more."""
     VERDICT = "verdict"
     """``{outcome, reasons, attempt}``: whether the adapted classifier is better than zero-shot."""
     PROMOTED = "promoted"

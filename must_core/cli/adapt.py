@@ -32,6 +32,7 @@ from must_core.workflow import (
     PhaseStarted,
     Resumed,
     RolledBack,
+    Settled,
     run_adaptation,
 )
 
@@ -204,14 +205,20 @@ class _Shown:
                 for veto in vetoes:
                     console.print(veto.reason)
                 console.print("training ended" + ("" if to_step is None else f"; back to step {to_step}"))
-            case Completed(path, metrics, verdict):
-                console.print(f"{metrics['changed_answers']:.1%} of the answers changed")
-                for name in ("zero_shot", "student", "teacher", *STATIONS):
-                    if f"{name}_top1" in metrics:
-                        console.print(_accuracy(name, metrics))
-                if verdict is not None:
-                    console.print(f"verdict: {_VERDICTS[verdict.outcome]}", *verdict.reasons)
-                console.print(f"classifier in {path}; {self._folder.root / 'README.md'} says what else is there")
+            case Settled(step):
+                console.print(f"training ended at step {step}: hardly an answer changes any more")
+            case Completed():
+                self._show_outcome(event)
+
+    def _show_outcome(self, completed: Completed) -> None:
+        console, metrics, verdict = self._console, completed.metrics, completed.verdict
+        console.print(f"{metrics['changed_answers']:.1%} of the answers changed")
+        for name in ("zero_shot", "student", "teacher", *STATIONS):
+            if f"{name}_top1" in metrics:
+                console.print(_accuracy(name, metrics))
+        if verdict is not None:
+            console.print(f"verdict: {_VERDICTS[verdict.outcome]}", *verdict.reasons)
+        console.print(f"classifier in {completed.bundle}; {self._folder.root / 'README.md'} says what else is there")
 
     def _show_progress(self, progress: loop.Progress) -> None:
         note = f"loss {progress.metrics['loss']:.3f}, {progress.images_per_second:.0f} images/s"

@@ -1,7 +1,14 @@
-"""The guard during training: a look at the teacher now and then, and the way back when it has collapsed."""
+"""The guard during training: looks at the teacher, the way back when it has collapsed, the end when it has settled.
 
+Shapes: N images of the panel.
+"""
+
+import json
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from must_core.adapt import CheckpointSaved, Report
 from must_core.adaptation import Adaptation
@@ -11,6 +18,16 @@ from must_core.guard.vetoes import Opinion, Veto, never_sure, vetoes
 
 LOOKS = 4
 """How often in a run, the end included."""
+SETTLED = 0.01
+"""Training has settled when fewer answers than this share changed since the look before."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a look found: signs of a collapse, and whether there is any use in going on."""
+
+    collapse: tuple[Veto, ...] = ()
+    settled: bool = False
 
 
 class Watch:
@@ -35,28 +52,40 @@ class Watch:
         self.milestones = frozenset(round(run.total_steps * look / LOOKS) for look in range(1, LOOKS + 1)) - {0}
         """Steps after which the teacher is looked at."""
 
-    def heed(self, report: Report) -> Generator[None, None, tuple[Veto, ...]]:
-        """Take a report in; returns the signs of a collapse, none when all is well. Yields while it looks.
+    def heed(self, report: Report) -> Generator[None, None, Seen]:
+        """Take a report in; returns what was seen, nothing where it is none to look at. Yields while it looks.
 
         Every rank calls it with its own reports; the first one looks for all.
         """
         if isinstance(report, CheckpointSaved) and report.step in self.milestones:
             return (yield from self.look())
-        return ()
+        return Seen()
 
-    def look(self) -> Generator[None, None, tuple[Veto, ...]]:
+    def look(self) -> Generator[None, None, Seen]:
         """Look at the teacher as it is: accept its checkpoint, or return the signs of a collapse."""
-        found: tuple[Veto, ...] = ()
+        seen = Seen()
         with self._run.ranks.failing_together():
             if self._run.ranks.first:
                 opinion = yield from self._panel.opinion(self._run.teacher)
                 found = tuple(veto for veto in vetoes(self._zero_shot, opinion) if veto.collapsed)
                 found += never_sure(opinion, self._run.config.confidence_threshold)
-                if not found:
-                    self._checkpoints.save(self._run)  # an earlier attempt's checkpoint is in another folder
-                    self._checkpoints.accept(self._run.step_index)
-        return self._run.ranks.agreed(found)
+                seen = Seen(found) if found else self._accept(opinion.answers_N)
+        return self._run.ranks.agreed(seen)
 
     def roll_back(self) -> int | None:
         """Load the accepted checkpoint; returns its step, or None when none was accepted. For the first rank."""
         return self._checkpoints.restore_accepted(self._run, self._earlier) if self._run.ranks.first else None
+
+    def _accept(self, answers_N: Tensor) -> Seen:
+        step, settled = self._run.step_index, False
+        if before := self._checkpoints.accepted(self._earlier):
+            note = json.loads(before[1])
+            # An attempt that ended after this very look left nothing of the one before.
+            settled = note["settled"] if before[0] == step else _share_changed(note["answers"], answers_N) < SETTLED
+        self._checkpoints.save(self._run)  # an earlier attempt's checkpoint is in another folder
+        self._checkpoints.accept(step, json.dumps({"settled": settled, "answers": answers_N.tolist()}))
+        return Seen(settled=settled)
+
+
+def _share_changed(before: list[int], answers_N: Tensor) -> float:
+    return float((answers_N != answers_N.new_tensor(before)).double().mean())

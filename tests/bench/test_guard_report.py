@@ -7,9 +7,9 @@ import pytest
 from bench.guard_report import RULES, Result, print_report
 
 GOOD = Result(
-    task="a", seed=0, setting="auto", zero_shot=0.5, gains={"teacher": 0.2, "half_way": 0.1}, outcome="adapted",
-    candidate="half_way", estimate=0.12, low=0.02, high=0.22, vetoes=[], candidate_here=0.1, judge_alone="half_way",
-    vetoes_alone="teacher", more_confident=True, more_informed=False,
+    version=1, task="a", seed=0, setting="auto", zero_shot=0.5, gains={"teacher": 0.2, "half_way": 0.1},
+    outcome="adapted", candidate="half_way", estimate=0.12, low=0.02, high=0.22, vetoes=[], candidate_here=0.1,
+    judge_alone="half_way", vetoes_alone="teacher", more_confident=True, more_informed=False,
 )  # fmt: skip
 BAD = replace(
     GOOD, task="b", gains={"teacher": -0.3, "half_way": -0.1}, outcome="zero_shot", vetoes=["disagreement"],

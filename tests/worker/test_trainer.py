@@ -9,9 +9,9 @@ import pytest
 from must_core.guard.judge import Gain
 from must_core.guard.verdict import Outcome, Verdict, too_few_images
 from must_core.guard.vetoes import Veto
-from must_core.workflow import Completed, PhaseStarted, RolledBack
+from must_core.workflow import Completed, PhaseStarted, RolledBack, Settled
 from worker import protocol, trainer
-from worker.protocol import AnyReport, ExitCode, PhaseReport, ResultReport, RolledBackReport, TrainerSpec
+from worker.protocol import AnyReport, ExitCode, PhaseReport, ResultReport, RolledBackReport, SettledReport, TrainerSpec
 
 SPEC = TrainerSpec(
     job_id="job_1",
@@ -96,6 +96,10 @@ def test_a_run_without_the_guard_has_no_verdict(monkeypatch: pytest.MonkeyPatch)
     assert reports(monkeypatch, Completed(Path("/o/bundle"), {}, None)) == [
         ResultReport(bundle_dir=Path("/o/bundle"), metrics={}, verdict=None)
     ]
+
+
+def test_an_early_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reports(monkeypatch, Settled(30), Completed(Path("/o/bundle"), {}, None))[0] == SettledReport(step=30)
 
 
 @pytest.mark.parametrize("to_step", [20, None])

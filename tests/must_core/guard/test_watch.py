@@ -18,10 +18,10 @@ from must_core.files import sha256_of
 from must_core.guard import watch as watching
 from must_core.guard.panel import Panel, hold_out
 from must_core.guard.vetoes import Opinion, Veto
-from must_core.guard.watch import Watch
+from must_core.guard.watch import Seen, Watch
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec
-from must_core.workflow import AdaptRequest, Completed, Event, Resumed, RolledBack, RunFolders, run_adaptation
+from must_core.workflow import AdaptRequest, Completed, Event, Resumed, RolledBack, RunFolders, Settled, run_adaptation
 from tests.support.tiny import CLASSES, make_base, make_images, weights_digest
 
 COLLAPSE = Veto("feature_rank", 0.1, 0.4, "They have collapsed.")
@@ -131,7 +131,7 @@ def test_back_is_where_the_accepted_teacher_was(watched: Callable[[float], tuple
     view_BCHW = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     run.step(view_BCHW, view_BCHW, None)
     watch._checkpoints.save(run)
-    assert _finished(watch.look()) == ()
+    assert _finished(watch.look()) == Seen()
     teacher, student = weights_digest(run.teacher), weights_digest(run.student)
     for _ in range(2):
         run.step(view_BCHW, view_BCHW, None)
@@ -221,3 +221,56 @@ def test_a_run_that_was_interrupted_publishes_what_a_straight_one_does(tmp_path:
     assert (completed.verdict, completed.metrics) == (expected.verdict, expected.metrics)
     digests = [sha256_of(folder / "weights.safetensors") for folder in (straight.bundle, folders.bundle)]
     assert digests[0] == digests[1]
+
+
+def unhurried(folder: Path, *, epochs: int | str) -> AdaptRequest:
+    asked = request(folder)
+    return replace(asked, hyperparameters={**asked.hyperparameters, "epochs": epochs})
+
+
+def test_a_run_whose_answers_have_settled_ends_sooner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("must_core.auto._STEPS_WANTED", 24)
+    monkeypatch.setattr(watching, "SETTLED", 1.1)  # every look after the first is settled
+    folders = RunFolders(bundle=tmp_path / "bundle", checkpoints=tmp_path / "checkpoints")
+    asked = unhurried(tmp_path, epochs="auto")
+    events = [*run_adaptation(asked, folders, num_workers=0, device="cpu")]
+    (total,) = {e.total_steps for e in events if isinstance(e, Progress)}
+    assert [e for e in events if isinstance(e, Settled)] == [Settled(total // 2)]
+    assert max(e.step for e in events if isinstance(e, Progress)) == total // 2
+    assert isinstance(events[-1], Completed)
+    # An attempt that finds the run there ends it there too, though the look before has left nothing.
+    again = replace(folders, bundle=tmp_path / "again", checkpoints=tmp_path / "2", resume_from=[folders.checkpoints])
+    events = [*run_adaptation(asked, again, num_workers=0, device="cpu")]
+    assert Settled(total // 2) in events
+    assert not any(isinstance(e, Progress) for e in events)
+    assert sha256_of(again.bundle / "weights.safetensors") == sha256_of(folders.bundle / "weights.safetensors")
+
+
+def test_epochs_asked_for_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "SETTLED", 1.1)
+    folders = RunFolders(bundle=tmp_path / "bundle", checkpoints=tmp_path / "checkpoints")
+    events = [*run_adaptation(unhurried(tmp_path, epochs=4), folders, num_workers=0, device="cpu")]
+    assert not any(isinstance(e, Settled) for e in events)
+    assert max(e.step for e in events if isinstance(e, Progress)) == LOOKED[-1]
+
+
+def test_settled_is_when_few_answers_changed_since_the_last_look(
+    monkeypatch: pytest.MonkeyPatch, watched: Callable[[float], tuple[Watch, Adaptation]]
+) -> None:
+    watch, run = watched(0.0)
+    monkeypatch.setattr(watching, "vetoes", lambda _before, _after: ())
+    said: list[Opinion] = []
+
+    def opinion(_panel: Panel, _classifier: Student):  # type: ignore[no-untyped-def]
+        yield
+        return said.pop()
+
+    monkeypatch.setattr(Panel, "opinion", opinion)
+    answers_N = torch.arange(200) % 3
+    seen = []
+    for num_changed in (0, 2, 1):  # none before the first look; a hundredth is too many; half of that is not
+        answers_N[:num_changed] = (answers_N[:num_changed] + 1) % 3
+        said.append(Opinion(9.0 * torch.nn.functional.one_hot(answers_N, 3), torch.zeros(200, 1)))
+        run.step_index += 1
+        seen.append(_finished(watch.look()).settled)
+    assert seen == [False, False, True]

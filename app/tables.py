@@ -174,6 +174,15 @@ class JobEvent(Base):
     data: Mapped[dict[str, Any]]
 
 
+class JobReport(Base):
+    """What a finished job changed, to be looked at: in a table of its own, so that lists of jobs stay light."""
+
+    __tablename__ = "job_reports"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    body: Mapped[dict[str, Any]]
+
+
 class Classifier(Base):
     """A published classifier. Never changed after its insert; its files are blobs."""
 

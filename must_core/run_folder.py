@@ -42,6 +42,7 @@ _README = """\
 | `decoded/` | pixels of the images, while the run is not finished; may be deleted |
 | `bundle/` | the adapted classifier, once the run is finished |
 | `verdict.json` | whether it is better than zero-shot, decided without labels, and why (unless the guard was off) |
+| `report.json` | what changed, image by image and class by class, once the run is finished |
 | `metrics.json` | what changed and, where labels were given, accuracies, once the run is finished |
 | `lock` | empty; keeps a second command out while one writes here |
 
@@ -118,6 +119,10 @@ class RunFolder:
                 shutil.rmtree(self.folders.checkpoints, ignore_errors=True)
                 for name, value in metrics.items():
                     self._curves().add_scalar(f"result/{name}", value)
+
+    def write_report(self, report: Mapping[str, Any]) -> None:
+        """Keep what is to be looked at by a person."""
+        write_json(self.root / "report.json", report)
 
     def close(self) -> None:
         """Write out what is still in memory, and let others have the folder."""

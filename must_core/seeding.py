@@ -2,7 +2,7 @@
 
 import numpy as np
 
-MASKS, ORDER, VIEWS, STRONG_VIEWS, HELD_OUT, BOOTSTRAP, SIDES = range(7)
+MASKS, ORDER, VIEWS, STRONG_VIEWS, HELD_OUT, BOOTSTRAP, SIDES, AUDIT, AUDIT_INTERVAL = range(9)
 """What randomness is drawn for; the first part of a key."""
 
 

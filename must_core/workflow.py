@@ -40,6 +40,7 @@ from must_core.guard.watch import Seen, Watch
 from must_core.interpolation import STATIONS, between
 from must_core.parallel import SINGLE, Ranks, local_device
 from must_core.presets import Preset
+from must_core.report import RunReport, make_report
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec, PromptEnsemble
 
@@ -129,6 +130,7 @@ class Completed:
     bundle: Path
     metrics: dict[str, float]
     verdict: Verdict | None
+    report: RunReport | None = None
 
 
 Event = PhaseStarted | Chosen | Resumed | Progress | CheckpointSaved | RolledBack | Settled | Stopped | Completed
@@ -184,6 +186,7 @@ class _Chosen:
     classifier: Student
     metrics: dict[str, float]
     verdict: Verdict | None
+    report: RunReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,7 +356,14 @@ class _Job:
             for measured, classifier in {"zero_shot": zero_shot, "student": run.student, **candidates}.items():
                 accuracies = yield from self._measured(classifier, request.evaluation, base)
                 metrics |= {f"{measured}_{metric}": value for metric, value in accuracies.items()}
-        return _Chosen(name, candidates[name], metrics, verdict)
+        report = make_report(
+            looked.zero_shot.logits_NK,
+            opinions[name].logits_NK,
+            panel.positions_N,
+            panel.held_out_N,
+            seed=request.seed,
+        )
+        return _Chosen(name, candidates[name], metrics, verdict, report)
 
     def _publish(self, chosen: _Chosen, run: Adaptation, base: BaseModel, prepared: _Prepared) -> Iterator[Event]:
         yield PhaseStarted("publishing")
@@ -378,7 +388,7 @@ class _Job:
                     "verdict": chosen.verdict.to_dict() if chosen.verdict else None,
                 },
             )
-        yield Completed(folder, chosen.metrics, chosen.verdict)
+        yield Completed(folder, chosen.metrics, chosen.verdict, chosen.report)
 
     def _measured(
         self, classifier: Student, labelled: LabelledImages, base: BaseModel

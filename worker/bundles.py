@@ -30,6 +30,7 @@ def store_bundle(storage: BlobStore, result: ResultReport, output_dir: Path) -> 
         version=version_of(files),
         metrics=result.metrics,
         verdict=None if result.verdict is None else asdict(result.verdict),
+        report=None if result.report is None else asdict(result.report),
     )
 
 

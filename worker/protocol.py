@@ -66,6 +66,7 @@ Word = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[\w./ -]+$")
 Metrics = Annotated[dict[Word, FiniteFloat], BeforeValidator(_finite_only), Field(max_length=200)]
 Rate = Annotated[FiniteFloat, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
+Score = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Reasons = Annotated[list[Message], Field(max_length=200)]
 
 
@@ -208,6 +209,68 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ClassShare:
+    """How often a class is answered, and its mean score, before and after."""
+
+    index: Count
+    answers_zero_shot: Count
+    answers_adapted: Count
+    mean_score_zero_shot: Score
+    mean_score_adapted: Score
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Answer:
+    """A class's index and its score."""
+
+    index: Count
+    score: Score
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ReportedImage:
+    """An image, by its position in the spec's list, with both answers."""
+
+    position: Count
+    held_out: bool
+    zero_shot: Answer
+    adapted: Answer
+    margin: Score
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AuditImage:
+    """An image to label, with the indices of both answers."""
+
+    position: Count
+    zero_shot: Count
+    adapted: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AuditPlan:
+    """Images to label, and how many they were drawn from."""
+
+    num_disagreed: Count
+    num_agreed: Count
+    images: Annotated[list[AuditImage], Field(max_length=100)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RunReport:
+    """What a run changed, as `must_core.report` has it."""
+
+    num_images: Count
+    num_held_out: Count
+    num_changed: Count
+    num_classes: Count
+    classes: Annotated[list[ClassShare], Field(max_length=500)]
+    changed: Annotated[list[ReportedImage], Field(max_length=100)]
+    uncertain: Annotated[list[ReportedImage], Field(max_length=100)]
+    audit: AuditPlan
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ResultReport:
     """The classifier is complete in ``bundle_dir``, which is ``output_dir`` or a folder in it. The last report."""
 
@@ -217,6 +280,7 @@ class ResultReport:
     metrics: Metrics
     verdict: Verdict | None = None
     """None when nothing was compared."""
+    report: RunReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -3,6 +3,7 @@
 Started as ``python -m worker.trainer SPEC``; see worker/protocol.py.
 """
 
+import json
 import os
 import sys
 from dataclasses import asdict
@@ -14,12 +15,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import structlog
 import torch
+from pydantic import TypeAdapter
 
 from app.log import configure_logging
 from must_core import adapt as loop
 from must_core.data.image_list import ImageList
 from must_core.errors import InvalidClasses, InvalidConfig, MustError, UnknownModel, UnreadableImage
 from must_core.guard.verdict import Verdict
+from must_core.report import RunReport
 from must_core.text.prompts import ClassSpec
 from must_core.workflow import (
     AdaptRequest,
@@ -38,6 +41,7 @@ from worker.protocol import ErrorReport, ExitCode, TrainerSpec
 
 _log = structlog.get_logger(__name__)
 
+_REPORT = TypeAdapter(protocol.RunReport)
 _USAGE = (InvalidClasses, InvalidConfig, UnknownModel)
 
 
@@ -101,9 +105,10 @@ def _train(spec: TrainerSpec, link: TrainerLink) -> int:
                 link.send(protocol.SettledReport(step=step))
             case loop.Stopped():
                 return ExitCode.STOPPED
-            case Completed(bundle, metrics, verdict):
+            case Completed(bundle, metrics, verdict, report):
                 judged = None if verdict is None else told(verdict)
-                link.send(protocol.ResultReport(bundle_dir=bundle, metrics=metrics, verdict=judged))
+                shown = None if report is None else reported(report)
+                link.send(protocol.ResultReport(bundle_dir=bundle, metrics=metrics, verdict=judged, report=shown))
     return ExitCode.DONE
 
 
@@ -116,6 +121,11 @@ def told(verdict: Verdict) -> protocol.Verdict:
         gain=protocol.Gain(**asdict(verdict.gain)),
         vetoes=[protocol.Veto(**asdict(veto)) for veto in verdict.vetoes],
     )
+
+
+def reported(report: RunReport) -> protocol.RunReport:
+    """A report as the protocol has it."""
+    return _REPORT.validate_json(json.dumps(asdict(report)))
 
 
 def _request(spec: TrainerSpec) -> AdaptRequest:

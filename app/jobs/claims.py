@@ -18,7 +18,7 @@ from app.jobs.events import add_event, add_status_event
 from app.jobs.messages import Beat, Claim, EventType, JobError, Publication, Report
 from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
-from app.tables import Classifier, DatasetImage, Job
+from app.tables import Classifier, DatasetImage, Job, JobReport
 
 QUEUED = JobStatus.QUEUED.value
 RUNNING = JobStatus.RUNNING.value
@@ -166,6 +166,11 @@ class ClaimStore:
             )
         )
         return publication.classifier_id
+
+    def insert_report(self, claim: Claim, publication: Publication) -> None:
+        """Keep what the trainer told of its result, if it did. The caller has settled the job in this transaction."""
+        if publication.report is not None:
+            self._session.execute(insert(JobReport).values(job_id=claim.job_id, body=dict(publication.report)))
 
     def insert_zero_shot(self, claim: Claim) -> str:
         """Make a classifier of the same classes exist that is text alone. Returns its id."""

@@ -94,7 +94,7 @@ class Ledger:
             return ClaimStore(session).settle(claim, JobStatus.CANCELLED, "Cancelled.")
 
     def publish(self, claim: Claim, publication: Publication) -> str | None:
-        """Make the classifier exist and the job succeed, both or neither, once.
+        """Make the classifier and its report exist and the job succeed, all or nothing, once.
 
         The job answers with it when its promotion and the verdict say so, else with a zero-shot classifier that is
         made beside it. Returns the id of what the job answers with; when the answer to an earlier call was lost in
@@ -121,6 +121,7 @@ class Ledger:
                 return None
             if existing is not None:
                 return existing
+            store.insert_report(claim, publication)
             classifier_id = store.insert_adapted(claim, publication)
             if not adapted:
                 classifier_id = store.insert_zero_shot(claim)

@@ -172,6 +172,8 @@ class Publication:
     metrics: Mapping[str, float]
     verdict: Mapping[str, Any] | None
     """``{outcome, reasons, …}``: the guard's; None when it was off."""
+    report: Mapping[str, Any] | None = None
+    """What changed, image by image and class by class: indices and positions, as the trainer told them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,6 +112,9 @@ def _adapt(
                 shown.show(event)
             if isinstance(event, loop.Stopped):
                 status = STOPPED
+            if isinstance(event, Completed) and event.report is not None:
+                names = [spec.name for spec in request.classes]
+                folder.write_report(event.report.to_dict(names, request.images))
     return status
 
 

@@ -61,7 +61,8 @@ def no_held_out(num_images: int) -> Split:
 
 
 class Panel:
-    """The images, and what classifiers say of them. ``held_out_N`` marks those that nobody trained on."""
+    """The images, and what classifiers say of them. ``held_out_N`` marks those that nobody trained on; ``positions_N``
+    is where each stands among all images."""
 
     def __init__(
         self,
@@ -76,7 +77,9 @@ class Panel:
         wanted = max(_FEWEST_OTHERS, min(_OTHERS_PER_CLASS * num_classes, _MOST_LOGITS // num_classes))
         step = max(1, -(-len(split.training) // wanted))
         others = split.training[::step]
-        self.images = ImageList.of(images).take([*split.held_out, *others])
+        positions = np.concatenate([split.held_out, others])
+        self.positions_N = torch.from_numpy(positions)
+        self.images = ImageList.of(images).take(positions)
         self.held_out_N = torch.arange(len(self.images)) < len(split.held_out)
         self._preprocess = preprocess
         self._device = device

@@ -9,18 +9,24 @@ from hypothesis import strategies as st
 
 from worker import protocol
 from worker.protocol import (
+    Answer,
     AnyReport,
+    AuditImage,
+    AuditPlan,
     CheckpointReport,
     Choice,
     ChoicesReport,
+    ClassShare,
     ErrorReport,
     Gain,
     MetricsReport,
     PhaseReport,
     ProgressReport,
     ProtocolError,
+    ReportedImage,
     ResultReport,
     RolledBackReport,
+    RunReport,
     SettledReport,
     TrainerSpec,
     Verdict,
@@ -46,6 +52,15 @@ VERDICT = Verdict(
     vetoes=[Veto(name="feature_rank", value=None, limit=0.4, reason="It has collapsed.")],
 )
 
+SHARE = ClassShare(index=1, answers_zero_shot=3, answers_adapted=0, mean_score_zero_shot=0.25, mean_score_adapted=0.0)
+IMAGE = ReportedImage(
+    position=7, held_out=True, zero_shot=Answer(index=0, score=0.5), adapted=Answer(index=1, score=1.0), margin=0.1
+)
+RUN_REPORT = RunReport(
+    num_images=9, num_held_out=3, num_changed=1, num_classes=2, classes=[SHARE], changed=[IMAGE], uncertain=[],
+    audit=AuditPlan(num_disagreed=1, num_agreed=2, images=[AuditImage(position=7, zero_shot=0, adapted=1)]),
+)  # fmt: skip
+
 REPORTS: list[AnyReport] = [
     PhaseReport(phase="training"),
     ChoicesReport(choices={"epochs": Choice(value=3, reason="few images"), "masking": Choice(value=True, reason="")}),
@@ -57,6 +72,7 @@ REPORTS: list[AnyReport] = [
     SettledReport(step=30),
     ResultReport(bundle_dir=Path("/x/y"), metrics={}),
     ResultReport(bundle_dir=Path("/x/y"), metrics={}, verdict=VERDICT),
+    ResultReport(bundle_dir=Path("/x/y"), metrics={}, report=RUN_REPORT),
     ErrorReport(kind="usage", code="out_of_range", message="Too \n much.", param="epochs"),
 ]
 
@@ -106,6 +122,7 @@ def test_the_spec_survives_the_file() -> None:
         b'{"type":"metrics","v":1,"metrics":{"loss":null}}',
         b'{"type":"error","v":1,"kind":"odd","code":"x","message":"m"}',
         b'{"type":"result","v":1,"bundle_dir":"/x","metrics":{},"verdict":{"outcome":"adapted"}}',
+        b'{"type":"result","v":1,"bundle_dir":"/x","metrics":{},"report":{"num_images":1}}',
         b'{"type":"rolled_back","v":1,"reasons":"x","to_step":1}',
     ],
 )

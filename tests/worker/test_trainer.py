@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from must_core.guard.judge import Gain
 from must_core.guard.verdict import Outcome, Verdict, too_few_images
 from must_core.guard.vetoes import Veto
+from must_core.report import make_report
 from must_core.workflow import Completed, PhaseStarted, RolledBack, Settled
 from worker import protocol, trainer
 from worker.protocol import AnyReport, ExitCode, PhaseReport, ResultReport, RolledBackReport, SettledReport, TrainerSpec
@@ -100,6 +102,22 @@ def test_a_run_without_the_guard_has_no_verdict(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_early_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reports(monkeypatch, Settled(30), Completed(Path("/o/bundle"), {}, None))[0] == SettledReport(step=30)
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_the_largest_report_arrives_in_one_line(monkeypatch: pytest.MonkeyPatch, *, spoilt: bool) -> None:
+    """Many classes, and a classifier whose scores are no numbers: neither may cost the job its result."""
+    before_NK, after_NK = torch.randn(2000, 10_000), torch.randn(2000, 10_000)
+    if spoilt:
+        after_NK[:] = float("nan")
+    report = make_report(before_NK, after_NK, torch.arange(2000) + 10**6, torch.ones(2000) > 0, seed=0)
+    (result,) = reports(monkeypatch, Completed(Path("/o/bundle"), {}, judged("adapted"), report))
+    assert isinstance(result, ResultReport)
+    assert result.report is not None
+    assert len(protocol.format_report(result)) < protocol.MAX_LINE_BYTES / 2
+    assert result.report.num_changed == report.num_changed
+    assert [image.position for image in result.report.changed] == [image.position for image in report.changed]
+    assert (len(result.report.changed), len(result.report.classes), len(result.report.audit.images)) == (60, 500, 50)
 
 
 @pytest.mark.parametrize("to_step", [20, None])

@@ -21,7 +21,7 @@ from app.jobs.messages import Claim, EventType, JobError, Publication, Report
 from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
 from app.jobs.store import JobStore
-from app.tables import Classifier, Job
+from app.tables import Classifier, Job, JobReport
 from tests.support.jobs import add_job, read_job, verdict
 
 LEASE = timedelta(seconds=60)
@@ -411,6 +411,26 @@ def test_publishing_is_both_or_neither(ledger: Ledger, sessions: sessionmaker[Se
     assert read_job(sessions, second_job).status is JobStatus.RUNNING
     assert ledger.publish(claim, publication()) is not None
     assert num_classifiers(sessions) == 2
+
+
+def test_a_report_comes_with_the_publication_once(ledger: Ledger, sessions: sessionmaker[Session]) -> None:
+    job_id = add_job(sessions)
+    claim = take(ledger)
+    for body in ({"num_images": 1}, {"num_images": 2}):
+        ledger.publish(claim, publication(report=body))
+    with sessions() as session:
+        assert session.execute(select(JobReport.job_id, JobReport.body)).all() == [(job_id, {"num_images": 1})]
+
+
+def test_a_zombies_report_is_not_kept(ledger: Ledger, sessions: sessionmaker[Session]) -> None:
+    add_job(sessions)
+    zombie = take(ledger)
+    expire(sessions)
+    take(ledger, "w2")
+    with pytest.raises(LeaseLost):
+        ledger.publish(zombie, publication(report={"num_images": 1}))
+    with sessions() as session:
+        assert session.scalars(select(JobReport)).all() == []
 
 
 def test_a_lost_answer_to_the_commit_is_repaired_by_repeating(ledger: Ledger, sessions: sessionmaker[Session]) -> None:

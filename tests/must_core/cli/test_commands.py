@@ -79,6 +79,17 @@ def test_metrics_are_the_papers_for_student_and_teacher(finished: Path) -> None:
         assert metrics[f"{who}_num_labelled"] == NUM_IMAGES
 
 
+def test_the_report_names_images_and_classes(finished: Path) -> None:
+    report = json.loads((finished / "run" / "report.json").read_text())
+    metrics = json.loads((finished / "run" / "metrics.json").read_text())
+    assert (report["num_images"], report["num_held_out"]) == (NUM_IMAGES, 0)
+    assert report["num_changed"] == len(report["changed"]) == round(metrics["changed_answers"] * NUM_IMAGES)
+    assert {c["class"] for c in report["classes"]} == set(CLASSES)
+    assert sum(c["answers_adapted"] for c in report["classes"]) == NUM_IMAGES
+    assert len(report["uncertain"]) == NUM_IMAGES
+    assert all(Path(image["image"]).is_file() for image in report["uncertain"])
+
+
 def test_curves_can_be_looked_at(finished: Path) -> None:
     board = EventAccumulator(str(finished / "run" / "tensorboard"))
     board.Reload()

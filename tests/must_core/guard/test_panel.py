@@ -34,6 +34,7 @@ def test_the_panel_shows_what_was_held_out_and_as_many_others_as_the_judge_needs
     panel = Panel(paths, split, base.preprocess, num_classes=3, device="cpu", num_workers=0)
     assert [*panel.images[:52]] == [paths[i] for i in split.held_out]
     assert len(panel.images) == 260
+    assert [*panel.images] == [paths[i] for i in panel.positions_N]
     assert panel.held_out_N.tolist() == [True] * 52 + [False] * 208
 
     classifier = Student.from_base(base, torch.eye(16)[:, :3])

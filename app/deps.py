@@ -12,6 +12,8 @@ from app.services.datasets import DatasetService
 from app.services.health import HealthService
 from app.services.jobs import JobService
 from app.services.models import ModelService
+from app.services.reports import ReportService
+from app.services.thumbnails import ThumbnailService
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,8 @@ class Services:
     settings: Settings
     datasets: DatasetService
     jobs: JobService
+    reports: ReportService
+    thumbnails: ThumbnailService
     classifiers: ClassifierService
     classify: ClassifyService
     models: ModelService
@@ -48,6 +52,14 @@ def _jobs(of: ServicesDep) -> JobService:
     return of.jobs
 
 
+def _reports(of: ServicesDep) -> ReportService:
+    return of.reports
+
+
+def _thumbnails(of: ServicesDep) -> ThumbnailService:
+    return of.thumbnails
+
+
 def _classifiers(of: ServicesDep) -> ClassifierService:
     return of.classifiers
 
@@ -67,6 +79,8 @@ def _health(of: ServicesDep) -> HealthService:
 SettingsDep = Annotated[Settings, Depends(_settings)]
 DatasetServiceDep = Annotated[DatasetService, Depends(_datasets)]
 JobServiceDep = Annotated[JobService, Depends(_jobs)]
+ReportServiceDep = Annotated[ReportService, Depends(_reports)]
+ThumbnailServiceDep = Annotated[ThumbnailService, Depends(_thumbnails)]
 ClassifierServiceDep = Annotated[ClassifierService, Depends(_classifiers)]
 ClassifyServiceDep = Annotated[ClassifyService, Depends(_classify)]
 ModelServiceDep = Annotated[ModelService, Depends(_models)]

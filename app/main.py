@@ -19,13 +19,15 @@ from app.ingest.ingest import IngestLimits, Ingestor, image_limits
 from app.log import configure_logging
 from app.middleware import RequestIdMiddleware
 from app.queue import CeleryTaskQueue, LedgerOnlyQueue, TaskQueue
-from app.routes import classifiers, classify, datasets, health, jobs, models
+from app.routes import classifiers, classify, datasets, health, jobs, models, reports
 from app.services.classifiers import ClassifierService
 from app.services.classify import ClassifyService
 from app.services.datasets import DatasetService
 from app.services.health import HealthService
 from app.services.jobs import JobService
 from app.services.models import ModelService
+from app.services.reports import ReportService
+from app.services.thumbnails import ThumbnailService
 from app.storage import make_storage
 
 
@@ -51,7 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             engine.dispose()
 
     app = FastAPI(title="MUST as a service", version=__version__, description=about or "", lifespan=lifespan)
-    for module in (datasets, jobs, classifiers, classify, models, health):
+    for module in (datasets, jobs, reports, classifiers, classify, models, health):
         app.include_router(module.router)
     app.add_middleware(RequestIdMiddleware)
     errors.install(app)
@@ -88,6 +90,8 @@ def _make_services(settings: Settings, engine: Engine, decoder: DecoderPool, que
             predictor=predictor,
             max_attempts=settings.max_attempts,
         ),
+        reports=ReportService(sessions=sessions),
+        thumbnails=ThumbnailService(sessions=sessions, storage=storage, decoder=decoder),
         classifiers=classifier_service,
         classify=ClassifyService(classifiers=classifier_service, predictor=predictor, decoder=decoder),
         models=ModelService(catalog=catalog),

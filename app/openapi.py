@@ -9,8 +9,9 @@ from pydantic.json_schema import models_json_schema
 from app.schemas.classifiers import ClassifierCreate
 from app.schemas.classify import ClassifyRequest
 from app.schemas.jobs import JobCreate
+from app.schemas.reports import AuditRequest
 
-_BODY_MODELS = (ClassifierCreate, ClassifyRequest, JobCreate)
+_BODY_MODELS = (AuditRequest, ClassifierCreate, ClassifyRequest, JobCreate)
 
 
 def install(app: FastAPI) -> None:

@@ -1,9 +1,9 @@
 """An audit by labels: which few images to label, and what their labels say of two classifiers' accuracies.
 
-Both answers to every image are known without labels, and only where the two differ can labels show a difference. So most
-images to label are drawn from those, the others from where both agree, and each of the two strata counts by its share of
-all images, not of the labels: two-phase sampling for stratification (Neyman, 1938; Cochran, Sampling Techniques, 1977,
-chapter 12). Of labels counted alike, the estimate would be about an imaginary set that is mostly disagreement.
+Both answers to every image are known without labels, and only where the two differ can labels show a difference. So
+most images to label are drawn from those, the others from where both agree, and each of the two strata counts by its
+share of all images, not of the labels: two-phase sampling for stratification (Neyman, 1938; Cochran, Sampling
+Techniques, 1977, chapter 12). Labels that count alike would speak of an imaginary set that is mostly disagreement.
 
 Shapes: N images.
 """

@@ -1,6 +1,6 @@
 """Rows of datasets <-> messages; the caller owns the transaction."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import delete, exists, func, insert, select, update
 from sqlalchemy.orm import Session
@@ -93,18 +93,14 @@ class DatasetStore:
         if after is not None:
             query = query.where(DatasetImage.position > after)
         rows = self._session.scalars(query.order_by(DatasetImage.position).limit(limit))
-        return [
-            AcceptedImage(
-                sha256=row.sha256,
-                filename=row.filename,
-                format=row.format,
-                width=row.width,
-                height=row.height,
-                num_bytes=row.num_bytes,
-                warning=row.warning,
-            )
-            for row in rows
-        ]
+        return [_image(row) for row in rows]
+
+    def images_at(self, dataset_id: str, positions: Collection[int]) -> Mapping[int, AcceptedImage]:
+        """Those images of a few positions that there are. A dataset only grows, so a position stays an image's own."""
+        query = select(DatasetImage).where(
+            DatasetImage.dataset_id == dataset_id, DatasetImage.position.in_(list(positions))
+        )
+        return {row.position: _image(row) for row in self._session.scalars(query)}
 
     def rejected(self, dataset_id: str, *, limit: int, after: int | None) -> Sequence[RejectedRow]:
         """Up to ``limit`` rejected files behind a position, in order."""
@@ -156,6 +152,18 @@ class DatasetStore:
     def _next_position(self, table: type[DatasetImage] | type[RejectedFile], dataset_id: str) -> int:
         last = self._session.scalar(select(func.max(table.position)).where(table.dataset_id == dataset_id))
         return 0 if last is None else last + 1
+
+
+def _image(row: DatasetImage) -> AcceptedImage:
+    return AcceptedImage(
+        sha256=row.sha256,
+        filename=row.filename,
+        format=row.format,
+        width=row.width,
+        height=row.height,
+        num_bytes=row.num_bytes,
+        warning=row.warning,
+    )
 
 
 def _view(row: Dataset) -> DatasetView:

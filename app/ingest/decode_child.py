@@ -1,5 +1,6 @@
 """What runs inside a decoding process: small on purpose, for it starts often and meets the worst of the input."""
 
+import io
 import math
 import os
 import resource
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from must_core.data.images import ImageLimits, ImageRejected, decode_rgb, probe
+
+THUMBNAIL_PIXELS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,20 @@ def decode(content: bytes, limits: ImageLimits, max_seconds: float) -> Pixels | 
         return rejected
     except MemoryError:
         return ImageRejected("image_corrupt", "The image needs more memory than any sound one would.")
+
+
+def thumbnail(content: bytes, limits: ImageLimits, max_seconds: float) -> bytes | ImageRejected:
+    """Decode bytes and encode their pixels anew, `THUMBNAIL_PIXELS` on the longer side at most: a JPEG."""
+    _limit_cpu(max_seconds)
+    try:
+        image = decode_rgb(content, limits).image
+    except ImageRejected as rejected:
+        return rejected
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    image.info.clear()  # comments and profiles of the file
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=90)
+    return encoded.getvalue()
 
 
 def _limit_cpu(seconds: float) -> None:

@@ -74,14 +74,13 @@ class DecoderPool:
 
     async def decode(self, content: bytes) -> NDArray[np.uint8]:
         """Decode one image to RGB, ``[height, width, 3]``. Raises `ImageRejected`."""
-        future = self._schedule(decode_child.decode, content)
-        try:
-            answer: Pixels | ImageRejected = await asyncio.wrap_future(future)
-        except (TimeoutError, ProcessExpired, BrokenProcessPool) as e:
-            answer = _rejected(e)
-        if isinstance(answer, ImageRejected):
-            raise answer
+        answer: Pixels = await self._answer(decode_child.decode, content)
         return np.frombuffer(answer.rgb, dtype=np.uint8).reshape(answer.height, answer.width, 3)
+
+    async def thumbnail(self, content: bytes) -> bytes:
+        """A small JPEG of one image's pixels, and of nothing else of the file. Raises `ImageRejected`."""
+        small: bytes = await self._answer(decode_child.thumbnail, content)
+        return small
 
     def close(self) -> None:
         """End the children, whatever they are doing."""
@@ -106,6 +105,16 @@ class DecoderPool:
             initargs=(_MEMORY_BASE + _MEMORY_PER_PIXEL * self._limits.max_pixels,),
             context=multiprocessing.get_context("spawn"),
         )
+
+    async def _answer(self, function: Any, content: bytes) -> Any:
+        future = self._schedule(function, content)
+        try:
+            answer = await asyncio.wrap_future(future)
+        except (TimeoutError, ProcessExpired, BrokenProcessPool) as e:
+            answer = _rejected(e)
+        if isinstance(answer, ImageRejected):
+            raise answer
+        return answer
 
     def _schedule(self, function: Any, *args: Any) -> Any:
         for _ in range(2):

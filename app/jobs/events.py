@@ -46,6 +46,24 @@ def last_event_id(session: Session, job_id: str) -> int:
     return session.scalar(select(func.max(JobEvent.id)).where(JobEvent.job_id == job_id)) or 0
 
 
+def metrics_history(session: Session, job_id: str) -> list[tuple[int, dict[str, float]]]:
+    """Steps and what was measured there, ascending. Steps that an attempt did again are those of the later attempt."""
+    query = (
+        select(JobEvent.data)
+        .where(JobEvent.job_id == job_id, JobEvent.type == EventType.METRICS.value)
+        .order_by(JobEvent.id)
+    )
+    history: list[tuple[int, dict[str, float]]] = []
+    for data in session.scalars(query):
+        step = (data.get("progress") or {}).get("step")
+        if step is None:
+            continue
+        while history and history[-1][0] >= step:
+            history.pop()
+        history.append((step, data["metrics"]))
+    return history
+
+
 def status_changes(session: Session, job_ids: Sequence[str]) -> dict[str, tuple[StatusChange, ...]]:
     """Each job's history, oldest first."""
     query = (

@@ -1,7 +1,8 @@
 """Jobs as their users see and steer them. Translates between rows and messages; the caller owns the transaction."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import Select, and_, case, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -13,7 +14,7 @@ from app.jobs import events as job_events
 from app.jobs.messages import Event, EventType, JobError, JobView, NewJob, StatusChange
 from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
-from app.tables import Classifier, Dataset, Job
+from app.tables import Classifier, Dataset, Job, JobReport
 
 RESEND_AFTER = timedelta(seconds=30)
 """Wait between the first and the second message about a job that nobody claims. Doubles with each message."""
@@ -165,6 +166,14 @@ class JobStore:
     def last_event_id(self, job_id: str) -> int:
         """Id of the job's newest event; 0 when it has none."""
         return job_events.last_event_id(self._session, job_id)
+
+    def report(self, job_id: str) -> Mapping[str, Any] | None:
+        """What the job's trainer told of its result; None when there is nothing."""
+        return self._session.scalar(select(JobReport.body).where(JobReport.job_id == job_id))
+
+    def metrics_history(self, job_id: str) -> Sequence[tuple[int, Mapping[str, float]]]:
+        """Steps of the training and what was measured there, ascending."""
+        return job_events.metrics_history(self._session, job_id)
 
     def num_queued(self) -> int:
         """How many jobs wait for a worker."""

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from fastapi import APIRouter, status
+from fastapi import APIRouter, Response, status
 from starlette.concurrency import run_in_threadpool
 
-from app.deps import DatasetServiceDep
+from app.deps import DatasetServiceDep, ThumbnailServiceDep
 from app.routes.multipart import FILE_FIELDS, FormDep
 from app.routes.paging import PagingDep
 from app.schemas.common import Page
@@ -68,6 +68,24 @@ def list_images(dataset_id: str, page: PagingDep, datasets: DatasetServiceDep) -
     """Page through the images of a dataset."""
     found = [ImageOut.of(image) for image in datasets.images(dataset_id, limit=page.limit + 1, after=page.after)]
     return Page[ImageOut].of(found, limit=page.limit, id_of=lambda image: image.id)
+
+
+@router.get(
+    "/{dataset_id}/images/{image_id}/thumbnail",
+    response_class=Response,
+    responses={200: {"content": {"image/jpeg": {}}, "description": "At most 128 pixels wide and high."}},
+)
+async def thumbnail(dataset_id: str, image_id: str, thumbnails: ThumbnailServiceDep) -> Response:
+    """Show an image of a dataset, small and encoded anew."""
+    return Response(
+        await thumbnails.of_image(dataset_id, image_id),
+        media_type="image/jpeg",
+        headers={
+            "Cache-Control": "private, max-age=86400, immutable",
+            "Content-Security-Policy": "default-src 'none'",
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
 
 
 @router.get("/{dataset_id}/rejected")

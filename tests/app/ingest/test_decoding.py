@@ -1,6 +1,7 @@
 """A bad image costs itself: not its neighbours, not the pool, not the service."""
 
 import asyncio
+import io
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from app.exceptions import Unavailable
 from app.ingest.decode_child import CheckedImage
@@ -63,6 +65,25 @@ def test_decodes_for_the_event_loop_as_training_does(decoder: DecoderPool) -> No
     assert first.tobytes() == third.tobytes() == decode_rgb(data).image.tobytes()
     assert first.dtype == np.uint8
     assert isinstance(second, ImageRejected)
+
+
+def test_thumbnails_are_small_upright_and_made_in_a_child(decoder: DecoderPool) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # on its side
+    data = sound(1, "JPEG", (400, 100), exif=turned, comment=b"secret")
+
+    async def make_all() -> list[Any]:
+        images = (data, sound(2, "PNG", (10, 8)), b"no image")
+        return await asyncio.gather(*map(decoder.thumbnail, images), return_exceptions=True)
+
+    large, small, refused = asyncio.run(make_all())
+    with Image.open(io.BytesIO(large)) as image:
+        assert (image.format, image.size) == ("JPEG", (32, 128))
+        assert not image.getexif()
+    assert b"secret" not in large
+    with Image.open(io.BytesIO(small)) as image:
+        assert image.size == (10, 8)
+    assert isinstance(refused, ImageRejected)
 
 
 def test_slow_image_times_out_and_the_next_is_served(impatient: DecoderPool, slow_file: Path, tmp_path: Path) -> None:

@@ -3,18 +3,18 @@
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, insert, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.database import now_plus, now_utc
 from app.exceptions import Conflict, NotFound
 from app.ids import new_id
 from app.jobs.ledger import Ledger
-from app.jobs.messages import EventType, JobError, NewJob
+from app.jobs.messages import EventType, JobError, NewJob, Report
 from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
 from app.jobs.store import JobStore
-from app.tables import Job
+from app.tables import Job, JobEvent, JobReport
 from tests.support.jobs import add_dataset, add_job, read_job
 
 LEASE = timedelta(seconds=60)
@@ -177,6 +177,34 @@ def test_no_message_is_due_for_a_held_job_until_its_worker_dies(sessions: sessio
     with sessions() as session, session.begin():
         session.execute(update(Job).values(lease_until=now_plus(timedelta(seconds=-1))))
     assert ledger.unsent() == [job_id]
+
+
+def test_the_history_of_metrics_is_that_of_the_steps_that_counted(sessions: sessionmaker[Session]) -> None:
+    """The second attempt goes on from step 15, and does 20 again."""
+    job_id = add_job(sessions)
+    ledger = Ledger(sessions)
+    for steps in ((None, 10, 20, 30), (20, 40)):
+        claim = ledger.claim("w", LEASE)
+        assert claim is not None
+        for step in steps:
+            progress = {"phase": "preparing"} if step is None else {"phase": "training", "step": step}
+            data = {"metrics": {"attempt": claim.attempt}, "progress": progress}
+            ledger.report(claim, Report(events=((EventType.METRICS, data), (EventType.PHASE, {"phase": "x"}))))
+        ledger.release(claim)
+    with sessions() as session:
+        history = JobStore(session).metrics_history(job_id)
+        assert [(step, metrics["attempt"]) for step, metrics in history] == [(10, 1), (20, 2), (40, 2)]
+        assert JobStore(session).metrics_history(new_id("job")) == []
+
+
+def test_a_report_goes_with_its_job(sessions: sessionmaker[Session]) -> None:
+    job_id = add_job(sessions)
+    with sessions() as session, session.begin():
+        session.execute(insert(JobReport).values(job_id=job_id, body={"num_images": 1}))
+        assert JobStore(session).report(job_id) == {"num_images": 1}
+        session.execute(delete(JobEvent))
+        session.execute(delete(Job))
+        assert JobStore(session).report(job_id) is None
 
 
 def test_queue_length(sessions: sessionmaker[Session]) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from PIL import Image, ImageChops, ImageStat
 from sqlalchemy import text
 
 from app.database import make_engine
@@ -145,9 +147,30 @@ def test_a_job_survives_its_worker_and_its_classifier_answers(service: Service, 
     )
     assert by_job.json()["results"][0]["predictions"] == near(good["zero_shot"]["predictions"])
 
+    check_report(client, job["id"], images)
+
     # Whoever knows better promotes.
     promoted = client.post(f"/jobs/{job['id']}/promote").json()
     assert promoted == {**done, "classifier_id": classifier["id"]}
+
+
+def check_report(client: httpx.Client, job_id: str, images: list[Path]) -> None:
+    """What the job changed can be looked at, and the training of both attempts is one curve."""
+    report = client.get(f"/jobs/{job_id}/report").json()
+    assert (report["num_images"], report["num_held_out"]) == (36, 0)
+    assert {c["metric"] for c in report["curves"]} >= {"loss", "confident_ratio"}
+    for curve in report["curves"]:
+        assert curve["steps"] == sorted(set(curve["steps"]))
+        assert curve["steps"][0] < TOTAL_STEPS // 4
+    position = report["audit"]["images"][0]["position"]
+    thumbnail = report["audit"]["images"][0]["file"]["thumbnail"]
+    with Image.open(io.BytesIO(client.get(thumbnail).content)) as shown, Image.open(images[position]) as original:
+        assert shown.size == original.size
+        assert max(ImageStat.Stat(ImageChops.difference(shown, original.convert("RGB"))).mean) < 12
+    labels = [{"position": i["position"], "label": CLASSES[i["position"] % 3]} for i in report["audit"]["images"]]
+    audited = client.post(f"/jobs/{job_id}/audit", json={"labels": labels})
+    assert audited.status_code == 200, audited.text
+    assert audited.json()["num_labels"] == 36
 
 
 def near(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:

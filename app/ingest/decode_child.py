@@ -75,7 +75,6 @@ def thumbnail(content: bytes, limits: ImageLimits, max_seconds: float) -> bytes 
     except ImageRejected as rejected:
         return rejected
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    image.info.clear()  # comments and profiles of the file
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=90)
     return encoded.getvalue()

@@ -73,7 +73,8 @@ def test_a_run_ends_with_a_verdict(tmp_path: Path) -> None:
     assert report is not None
     assert (report.num_images, report.num_held_out) == (260, 52)
     assert report.num_changed == round(completed.metrics["changed_answers"] * 260)
-    assert report.audit.num_disagreed == completed.verdict.gain.num_disagreements
+    assert report.num_changed == completed.verdict.gain.num_disagreements
+    assert report.audit.num_disagreed + report.audit.num_agreed == 52
     held_out = set(hold_out(260, seed=0).held_out.tolist())
     assert {image.position for image in report.audit.images} <= held_out
     assert {i.position for i in report.changed if i.held_out} == {i.position for i in report.changed} & held_out

@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     DateTime,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -203,4 +204,6 @@ class Classifier(Base):
     version: Mapped[str] = mapped_column(Sha256)
     """Digest of what decides its answers."""
     metrics: Mapped[dict[str, Any]]
+    unknown_below: Mapped[float | None] = mapped_column(Double)
+    """Images whose raw score is lower are unknown to it; empty when nobody can say."""
     created_at: Mapped[datetime]

@@ -17,7 +17,7 @@ import string
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import matplotlib
@@ -105,6 +105,26 @@ def all_tasks() -> dict[str, Task]:
         tasks.append(replace(digits, name="mnist", sample=_mnist))
         tasks.append(replace(digits, name="mnist-imbalanced", sample=_mnist, shares_K=falling[::-1]))
     return {task.name: task for task in tasks}
+
+
+def leaving_out(task: Task) -> Task:
+    """The task without each fifth of its classes, whose images are the strangers."""
+    left_out_K = np.arange(len(task.classes)) % 5 == 4
+    new_label_K = np.where(left_out_K, -1, np.cumsum(~left_out_K) - 1)
+
+    def sample(num_images: int, rng: np.random.Generator, *, strange: bool) -> LabelledSet:
+        drawn = task.sample(num_images * (8 if strange else 2), rng)
+        labels_N = new_label_K[drawn.labels_N]
+        kept = np.flatnonzero((labels_N < 0) == strange)[:num_images]
+        return LabelledSet(images_NHWC=drawn.images_NHWC[kept], labels_N=labels_N[kept])
+
+    return replace(
+        task,
+        name=f"{task.name}, some",
+        classes=tuple(name for name, left_out in zip(task.classes, left_out_K, strict=True) if not left_out),
+        sample=partial(sample, strange=False),
+        strangers=partial(sample, strange=True),
+    )
 
 
 def seed_of(*parts: object) -> int:

@@ -41,6 +41,8 @@ class Bundle:
     preprocess: Preprocess
     class_names: tuple[str, ...]
     manifest: dict[str, Any]
+    unknown_below: float | None = None
+    """Images whose raw score is lower are of none of the classes, see `must_core.unknown`; None when nobody can say."""
 
 
 def save_bundle(
@@ -52,6 +54,7 @@ def save_bundle(
     classes: Sequence[ClassSpec],
     templates: Sequence[str],
     provenance: dict[str, Any],
+    unknown_below: float | None = None,
 ) -> None:
     """Write a bundle; ``folder`` must not exist and appears whole.
 
@@ -73,6 +76,7 @@ def save_bundle(
         "templates": list(templates),
         "weights_sha256": sha256_of(staged / WEIGHTS),
         "fingerprint": _fingerprint(deepcopy(classifier).cpu().float().eval(), preprocess.image_size).tolist(),
+        "unknown_below": unknown_below,
         "provenance": provenance,
     }
     write_json(staged / MANIFEST, manifest)
@@ -93,13 +97,15 @@ def load_bundle(folder: Path) -> Bundle:
         classifier = serving_classifier(visual, tensors["classifier"], logit_scale=manifest["logit_scale"])
         preprocess = Preprocess.from_config({"size": manifest["preprocess"]["image_size"], **manifest["preprocess"]})
         class_names = tuple(c["name"] for c in manifest["classes"])
+        unknown_below = manifest.get("unknown_below")  # not in bundles of the first versions
+        unknown_below = None if unknown_below is None else float(unknown_below)
         expected = torch.tensor(manifest["fingerprint"])
         difference = (_fingerprint(classifier, preprocess.image_size) - expected).abs().max() / classifier.logit_scale
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
         raise CorruptArtifact("The bundle cannot be read.") from e
     if not difference <= _FINGERPRINT_TOLERANCE:
         raise CorruptArtifact("The bundle answers differently from the classifier that was saved.")
-    return Bundle(classifier, preprocess, class_names, manifest)
+    return Bundle(classifier, preprocess, class_names, manifest, unknown_below)
 
 
 def serving_classifier(visual: nn.Module, class_weights_DK: Tensor, *, logit_scale: float) -> Student:

@@ -43,6 +43,7 @@ from must_core.presets import Preset
 from must_core.report import RunReport, make_report
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec, PromptEnsemble
+from must_core.unknown import Calibration, calibrate
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ class Completed:
     metrics: dict[str, float]
     verdict: Verdict | None
     report: RunReport | None = None
+    unknown: Calibration | None = None
 
 
 Event = PhaseStarted | Chosen | Resumed | Progress | CheckpointSaved | RolledBack | Settled | Stopped | Completed
@@ -187,6 +189,7 @@ class _Chosen:
     metrics: dict[str, float]
     verdict: Verdict | None
     report: RunReport
+    unknown: Calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,7 +366,10 @@ class _Job:
             panel.held_out_N,
             seed=request.seed,
         )
-        return _Chosen(name, candidates[name], metrics, verdict, report)
+        unknown = calibrate(
+            looked.zero_shot.logits_NK, opinions[name].logits_NK, panel.held_out_N, logit_scale=base.logit_scale
+        )
+        return _Chosen(name, candidates[name], metrics, verdict, report, unknown)
 
     def _publish(self, chosen: _Chosen, run: Adaptation, base: BaseModel, prepared: _Prepared) -> Iterator[Event]:
         yield PhaseStarted("publishing")
@@ -386,9 +392,11 @@ class _Job:
                     "classifier": chosen.name,
                     "metrics": chosen.metrics,
                     "verdict": chosen.verdict.to_dict() if chosen.verdict else None,
+                    "unknown": asdict(chosen.unknown),
                 },
+                unknown_below=chosen.unknown.adapted_below,
             )
-        yield Completed(folder, chosen.metrics, chosen.verdict, chosen.report)
+        yield Completed(folder, chosen.metrics, chosen.verdict, chosen.report, chosen.unknown)
 
     def _measured(
         self, classifier: Student, labelled: LabelledImages, base: BaseModel

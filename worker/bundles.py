@@ -31,6 +31,8 @@ def store_bundle(storage: BlobStore, result: ResultReport, output_dir: Path) -> 
         metrics=result.metrics,
         verdict=None if result.verdict is None else asdict(result.verdict),
         report=None if result.report is None else asdict(result.report),
+        unknown_below=result.unknown_below.adapted,
+        zero_shot_unknown_below=result.unknown_below.zero_shot,
     )
 
 

@@ -271,6 +271,14 @@ class RunReport:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class UnknownBelow:
+    """Raw scores below which an image is unknown to a classifier. None: there is no such limit."""
+
+    zero_shot: Annotated[FiniteFloat | None, BeforeValidator(_finite_or_none)] = None
+    adapted: Annotated[FiniteFloat | None, BeforeValidator(_finite_or_none)] = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ResultReport:
     """The classifier is complete in ``bundle_dir``, which is ``output_dir`` or a folder in it. The last report."""
 
@@ -281,6 +289,7 @@ class ResultReport:
     verdict: Verdict | None = None
     """None when nothing was compared."""
     report: RunReport | None = None
+    unknown_below: UnknownBelow = UnknownBelow()
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

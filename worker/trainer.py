@@ -24,6 +24,7 @@ from must_core.errors import InvalidClasses, InvalidConfig, MustError, UnknownMo
 from must_core.guard.verdict import Verdict
 from must_core.report import RunReport
 from must_core.text.prompts import ClassSpec
+from must_core.unknown import Calibration
 from must_core.workflow import (
     AdaptRequest,
     Chosen,
@@ -105,10 +106,16 @@ def _train(spec: TrainerSpec, link: TrainerLink) -> int:
                 link.send(protocol.SettledReport(step=step))
             case loop.Stopped():
                 return ExitCode.STOPPED
-            case Completed(bundle, metrics, verdict, report):
-                judged = None if verdict is None else told(verdict)
-                shown = None if report is None else reported(report)
-                link.send(protocol.ResultReport(bundle_dir=bundle, metrics=metrics, verdict=judged, report=shown))
+            case Completed(bundle, metrics, verdict, report, unknown):
+                link.send(
+                    protocol.ResultReport(
+                        bundle_dir=bundle,
+                        metrics=metrics,
+                        verdict=None if verdict is None else told(verdict),
+                        report=None if report is None else reported(report),
+                        unknown_below=protocol.UnknownBelow() if unknown is None else limits(unknown),
+                    )
+                )
     return ExitCode.DONE
 
 
@@ -126,6 +133,11 @@ def told(verdict: Verdict) -> protocol.Verdict:
 def reported(report: RunReport) -> protocol.RunReport:
     """A report as the protocol has it."""
     return _REPORT.validate_json(json.dumps(asdict(report)))
+
+
+def limits(unknown: Calibration) -> protocol.UnknownBelow:
+    """Of what is unknown, as the protocol has them."""
+    return protocol.UnknownBelow(zero_shot=unknown.zero_shot_below, adapted=unknown.adapted_below)
 
 
 def _request(spec: TrainerSpec) -> AdaptRequest:

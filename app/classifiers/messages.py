@@ -22,6 +22,8 @@ class ClassifierView:
     files: Mapping[str, str]
     version: str
     metrics: Mapping[str, float]
+    unknown_below: float | None
+    """Images whose raw score is lower are unknown to it; None when nobody can say."""
     created_at: datetime
 
 
@@ -36,9 +38,12 @@ class NewClassifier:
     templates: list[str]
     job_id: str | None = None
     """The job that publishes it; None when a user makes it."""
+    unknown_below: float | None = None
 
     @property
     def version(self) -> str:
         """Digest of what decides its answers."""
-        decisive = {"base_model": self.base_model, "classes": self.classes, "templates": self.templates}
+        decisive: dict[str, Any] = {"base_model": self.base_model, "classes": self.classes, "templates": self.templates}
+        if self.unknown_below is not None:
+            decisive["unknown_below"] = self.unknown_below
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -30,6 +30,7 @@ class ClassifierStore:
                 files={},
                 version=new.version,
                 metrics={},
+                unknown_below=new.unknown_below,
                 created_at=now_utc(),
             )
         )
@@ -59,5 +60,6 @@ def _view(row: Classifier) -> ClassifierView:
         files=row.files,
         version=row.version,
         metrics=row.metrics,
+        unknown_below=row.unknown_below,
         created_at=row.created_at,
     )

@@ -25,6 +25,7 @@ from must_core.errors import CorruptArtifact, InvalidClasses, InvalidConfig, Unk
 from must_core.guard.panel import hold_out
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec, build_class_weights, check_classes, check_lengths
+from must_core.unknown import raw_scores
 
 logger = structlog.get_logger(__name__)
 
@@ -134,7 +135,7 @@ class Predictor:
     def _answers(loaded: _Loaded, logits_BK: Tensor, top_k: int) -> list[Answer]:
         num_classes = logits_BK.shape[1]
         scores_BK, order_BK = logits_BK.softmax(dim=-1).topk(min(max(top_k, 2), num_classes), dim=-1)
-        raw_B = logits_BK.max(dim=-1).values / loaded.classifier.logit_scale
+        raw_B = raw_scores(logits_BK, loaded.classifier.logit_scale)
         return [
             Answer(
                 labels=tuple(loaded.class_names[k] for k in order[:top_k]),

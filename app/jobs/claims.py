@@ -162,6 +162,7 @@ class ClaimStore:
                 files=dict(publication.files),
                 version=publication.version,
                 metrics=dict(publication.metrics),
+                unknown_below=publication.unknown_below,
                 created_at=now_utc(),
             )
         )
@@ -172,7 +173,7 @@ class ClaimStore:
         if publication.report is not None:
             self._session.execute(insert(JobReport).values(job_id=claim.job_id, body=dict(publication.report)))
 
-    def insert_zero_shot(self, claim: Claim) -> str:
+    def insert_zero_shot(self, claim: Claim, publication: Publication) -> str:
         """Make a classifier of the same classes exist that is text alone. Returns its id."""
         new = NewClassifier(
             id=new_id("clf"),
@@ -181,6 +182,7 @@ class ClaimStore:
             classes=claim.classes,
             templates=claim.templates,
             job_id=claim.job_id,
+            unknown_below=publication.zero_shot_unknown_below,
         )
         ClassifierStore(self._session).add_zero_shot(new)
         return new.id

@@ -124,7 +124,7 @@ class Ledger:
             store.insert_report(claim, publication)
             classifier_id = store.insert_adapted(claim, publication)
             if not adapted:
-                classifier_id = store.insert_zero_shot(claim)
+                classifier_id = store.insert_zero_shot(claim, publication)
             store.set_classifier(claim, classifier_id)
             return classifier_id
 

@@ -174,6 +174,10 @@ class Publication:
     """``{outcome, reasons, …}``: the guard's; None when it was off."""
     report: Mapping[str, Any] | None = None
     """What changed, image by image and class by class: indices and positions, as the trainer told them."""
+    unknown_below: float | None = None
+    """Images whose raw score is lower are unknown to it."""
+    zero_shot_unknown_below: float | None = None
+    """The same of the zero-shot classifier, should the job answer with that."""
 
 
 @dataclass(frozen=True, kw_only=True)

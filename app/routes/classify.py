@@ -45,7 +45,7 @@ async def classify(request: Request, service: ClassifyServiceDep, settings: Sett
         found = await service.with_classes(classes, wanted.base_model, images, options)
     else:
         found = await service.with_classifier(wanted.classifier or "", images, options)
-    return ClassifyOut.of(found, wanted.threshold)
+    return ClassifyOut.of(found)
 
 
 def _limits(settings: Settings) -> FormLimits:

@@ -33,6 +33,11 @@ class ClassifierOut(WireModel):
     job_id: str | None = Field(description="The job that made it.", examples=["job_01k0c9v2ytq4v3m5p6r7s8t9wa"])
     version: str = Field(description="Digest of what decides its answers.", examples=["9f2c…"])
     metrics: dict[str, Any] = Field(description="What its job measured.", examples=[{"changed_answers": 0.21}])
+    unknown_below: float | None = Field(
+        description="Images with a lower `raw_score` are `unknown` to it. Its job found it, without labels; null for "
+        "classifiers that no job made, and where there were too few images.",
+        examples=[0.21],
+    )
     created_at: datetime = Field(description="Published.", examples=["2026-01-02T03:04:05Z"])
 
     @classmethod
@@ -49,5 +54,6 @@ class ClassifierOut(WireModel):
             job_id=view.job_id,
             version=view.version,
             metrics=dict(view.metrics),
+            unknown_below=view.unknown_below,
             created_at=view.created_at,
         )

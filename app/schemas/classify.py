@@ -23,7 +23,11 @@ class ClassifyOptionsIn(WireModel):
     base_model: BaseModelName | None = None
     top_k: TopK = 5
     threshold: float | None = Field(
-        default=None, ge=0, le=1, description="Best scores below this make an image `unknown`.", examples=[0.5]
+        default=None,
+        ge=0,
+        le=1,
+        description="Best scores below this make an image `unknown`, instead of the classifier's own limit.",
+        examples=[0.5],
     )
     compare: Literal["zero_shot"] | None = Field(
         default=None, description="Adds the unadapted classifier's answer.", examples=["zero_shot"]
@@ -75,13 +79,18 @@ class ResultOut(WireModel):
     margin: float | None = Field(default=None, description="Best score minus the second.", examples=[0.87])
     raw_score: float | None = Field(default=None, description="Cosine of image and best class.", examples=[0.31])
     unknown: bool | None = Field(
-        default=None, description="Whether the best score is below the request's threshold.", examples=[False]
+        default=None,
+        description="True: it may show none of the classes, for it is less like its best class than 95 % of the images "
+        "that the classifier's job held out of training (`raw_score` is below the classifier's `unknown_below`). So "
+        "are 5 % of new images of the job's kind. With a `threshold`, true says that the best score is below that. "
+        "Null without either: for a class list of the moment, and where `unknown_below` is null.",
+        examples=[False],
     )
     zero_shot: ComparedOut | None = Field(default=None, description="With `compare=zero_shot`.")
     error: ItemErrorOut | None = Field(default=None, description="When there is no answer.")
 
     @classmethod
-    def of(cls, index: int, result: ImageResult, threshold: float | None) -> "ResultOut":
+    def of(cls, index: int, result: ImageResult) -> "ResultOut":
         """The wire form of one image's result."""
         if result.answer is None:
             assert result.error is not None  # noqa: S101 - a result has one of the two
@@ -95,7 +104,7 @@ class ResultOut(WireModel):
             predictions=_predictions(answer),
             margin=answer.margin,
             raw_score=answer.raw_score,
-            unknown=None if threshold is None else answer.scores[0] < threshold,
+            unknown=result.unknown,
             zero_shot=None
             if result.zero_shot is None
             else ComparedOut(
@@ -123,12 +132,12 @@ class ClassifyOut(WireModel):
     timings: TimingsOut
 
     @classmethod
-    def of(cls, found: Classification, threshold: float | None) -> "ClassifyOut":
+    def of(cls, found: Classification) -> "ClassifyOut":
         """The wire form of a classification."""
         return cls(
             classifier=found.classifier_id,
             classifier_version=found.version,
-            results=[ResultOut.of(i, r, threshold) for i, r in enumerate(found.results)],
+            results=[ResultOut.of(i, r) for i, r in enumerate(found.results)],
             timings=TimingsOut(
                 decode_ms=found.timings.decode_ms,
                 infer_ms=found.timings.infer_ms,

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio.to_thread
 from PIL import Image
@@ -25,7 +25,7 @@ class ClassifyOptions:
 
     top_k: int = 5
     threshold: float | None = None
-    """Best scores below this make an image unknown."""
+    """Best scores below this make an image unknown, instead of the classifier's own limit."""
     compare_zero_shot: bool = False
 
 
@@ -43,6 +43,8 @@ class ImageResult:
 
     filename: str | None
     answer: Answer | None = None
+    unknown: bool | None = None
+    """Whether it seems to show none of the classes; None when nobody can say."""
     zero_shot: Answer | None = None
     error: ImageRejected | None = None
 
@@ -81,6 +83,7 @@ class ClassifyService:
         classifier = await anyio.to_thread.run_sync(self._classifiers.get, classifier_id)
         other = self._classifiers.zero_shot_of(classifier) if options.compare_zero_shot else None
         results, timings = await self._classify(self._classifiers.source_of(classifier), other, images, options)
+        results = [_told_unknown(result, options, classifier.unknown_below) for result in results]
         return Classification(classifier_id=classifier.id, version=classifier.version, results=results, timings=timings)
 
     async def with_classes(
@@ -91,6 +94,7 @@ class ClassifyService:
             lambda: self._classifiers.zero_shot_source(classes, base_model=base_model)
         )
         results, timings = await self._classify(source, None, images, options)
+        results = [_told_unknown(result, options, None) for result in results]
         return Classification(classifier_id=None, version=None, results=results, timings=timings)
 
     async def _classify(
@@ -140,3 +144,12 @@ class ClassifyService:
         if not images:
             return []
         return await anyio.to_thread.run_sync(lambda: self._predictor.classify(source, images, top_k=top_k))
+
+
+def _told_unknown(result: ImageResult, options: ClassifyOptions, unknown_below: float | None) -> ImageResult:
+    answer = result.answer
+    if answer is None:
+        return result
+    if options.threshold is not None:
+        return replace(result, unknown=answer.scores[0] < options.threshold)
+    return replace(result, unknown=None if unknown_below is None else answer.raw_score < unknown_below)

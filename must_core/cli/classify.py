@@ -13,6 +13,7 @@ from must_core.cli.told import DONE, SOME_FAILED
 from must_core.data.loader import ImageFiles, find_images
 from must_core.errors import UnreadableImage
 from must_core.parallel import local_device
+from must_core.unknown import raw_scores
 
 
 def run(classifier: Path, images: Sequence[Path], *, top_k: int, device: str | None, as_json: bool) -> int:
@@ -30,12 +31,15 @@ def run(classifier: Path, images: Sequence[Path], *, top_k: int, device: str | N
             status = SOME_FAILED
         else:
             with torch.inference_mode():
-                scores_K = model(image_CHW[None].to(model.classifier.device))[0].float().softmax(dim=-1)
-            best = scores_K.topk(min(top_k, len(scores_K)))
+                logits_BK = model(image_CHW[None].to(model.classifier.device)).float()
+            best = logits_BK[0].softmax(dim=-1).topk(min(top_k, logits_BK.shape[1]))
+            raw_score = float(raw_scores(logits_BK, model.logit_scale))
             answer["predictions"] = [
                 {"label": bundle.class_names[k], "score": round(score, 6)}
                 for score, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             ]
+            answer["raw_score"] = round(raw_score, 6)
+            answer["unknown"] = None if bundle.unknown_below is None else raw_score < bundle.unknown_below
         typer.echo(json.dumps(answer) if as_json else _printable(_line(answer)))
     return status
 
@@ -57,4 +61,5 @@ def _line(answer: dict[str, object]) -> str:
     predictions = answer.get("predictions")
     if not isinstance(predictions, list):
         return f"{answer['file']}: error: {answer['error']}"
-    return f"{answer['file']}: " + ", ".join(f"{p['label']} {p['score']:.2f}" for p in predictions)
+    said = ", ".join(f"{p['label']} {p['score']:.2f}" for p in predictions)
+    return f"{answer['file']}: {said}" + (" (unknown)" if answer["unknown"] else "")

@@ -28,8 +28,9 @@ from bench.trials import InMemory, Scene, look
 from must_core import auto as choosing
 from must_core.adapt import adapt
 from must_core.adaptation import Adaptation
+from must_core.first_look import low_score
 from must_core.guard.judge import crop
-from must_core.interpolation import half_way
+from must_core.interpolation import between
 from must_core.student import Student
 from must_core.unknown import lower_limit, raw_scores
 
@@ -82,7 +83,7 @@ def measure(task: Task, seed: int) -> Iterator[Result]:
     sets = [scene.pixels(some.images_NHWC) for some in (scene.unlabeled, scene.test, strangers)]
     zero_shot = Student.from_base(scene.base, scene.weights_DK, seed=seed)
     teacher = _adapted(scene, zero_shot, seed)
-    candidates = {"zero-shot": zero_shot, "half-way": half_way(zero_shot, teacher), "teacher": teacher}
+    candidates = {"zero-shot": zero_shot, "half-way": between(zero_shot, teacher, 0.5), "teacher": teacher}
     for classifier, candidate in candidates.items():
         logits = [look(candidate, pixels_NCHW).logits_NK for pixels_NCHW in sets]
         for score, ask in SCORES.items():
@@ -118,13 +119,19 @@ def _flagged(scores_N: Tensor, calibration_N: Tensor) -> float:
 def _adapted(scene: Scene, zero_shot: Student, seed: int) -> Student:
     """The teacher of a run whose settings chose themselves."""
     pixels_NCHW = scene.pixels(scene.unlabeled.images_NHWC)
-    answers_N = look(zero_shot, pixels_NCHW).answers_N
+    said = look(zero_shot, pixels_NCHW)
     flips, crops = (
-        float((look(zero_shot, other_NCHW).answers_N != answers_N).double().mean())
+        float((look(zero_shot, other_NCHW).answers_N != said.answers_N).double().mean())
         for other_NCHW in (pixels_NCHW.flip(-1), crop(pixels_NCHW, enlarged=0.5, top=0.5, left=0.5))
     )
     images_NHWC = scene.unlabeled.images_NHWC[scene.num_held_out :]
-    evidence = choosing.Evidence(len(images_NHWC), scene.weights_DK.shape[1], flips, crops)
+    evidence = choosing.Evidence(
+        num_images=len(images_NHWC),
+        num_classes=scene.weights_DK.shape[1],
+        flip_disagreement=flips,
+        crop_disagreement=crops,
+        low_score=low_score(said),
+    )
     config, _ = choosing.choose({}, evidence, scene.base, seed=seed)
     run = Adaptation(deepcopy(zero_shot), config, steps_per_epoch=len(images_NHWC) // config.batch_size)
     for _ in adapt(run, InMemory(images_NHWC), scene.base.preprocess):

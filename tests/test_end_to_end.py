@@ -138,6 +138,7 @@ def test_a_job_survives_its_worker_and_its_classifier_answers(service: Service, 
         assert len(scores) == 2
         assert scores == sorted(scores, reverse=True)
         assert result["zero_shot"]["predictions"]
+        assert result["unknown"] is (result["raw_score"] < classifier["unknown_below"])
     # Adapted weights are not the base's.
     assert good["predictions"][0]["score"] != good["zero_shot"]["predictions"][0]["score"]
     by_job = client.post(

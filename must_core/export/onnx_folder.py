@@ -35,7 +35,8 @@ def export_onnx(bundle: Bundle, folder: Path) -> None:
 
     The input ``images`` is float32 N x 3 x S x S, normalised as ``preprocess.json`` says (open_clip's
     ``preprocess_cfg``), N being free; the output ``logits`` is float32 N x K. The model's metadata hold
-    ``class_names`` and ``preprocess`` as JSON, and ``weights_sha256``, the digest of the bundle's weights.
+    ``class_names`` and ``preprocess`` as JSON, ``weights_sha256``, the digest of the bundle's weights, and, as JSON
+    too, ``unknown_below`` (null where there is none), to compare the largest logit divided by ``logit_scale`` with.
 
     Raises `InvalidConfig` when the folder exists, or when the exporter cannot translate the tower.
     """
@@ -47,6 +48,8 @@ def export_onnx(bundle: Bundle, folder: Path) -> None:
             class_names=json.dumps(bundle.class_names, ensure_ascii=False),
             preprocess=json.dumps(preprocess),
             weights_sha256=bundle.manifest["weights_sha256"],
+            logit_scale=json.dumps(bundle.classifier.logit_scale),
+            unknown_below=json.dumps(bundle.unknown_below),
         )
         num_bytes = sum(t.numel() * t.element_size() for t in bundle.classifier.visual.state_dict().values())
         program.save(staged / MODEL, external_data=num_bytes > _INLINE_AT_MOST)
@@ -128,7 +131,9 @@ _README = """\
 
 `model.onnx` takes `images`, float32, N x 3 x size x size, normalised, and returns `logits`, N x classes, in the order
 of `classes.json`. `preprocess.json` says how images are prepared. Class names, preparation and the digest of the
-weights are in the model's metadata as well. In this folder, this classifies an image without torch:
+weights are in the model's metadata as well, and so are `logit_scale` and `unknown_below`: an image may show none of the
+classes when its largest logit divided by the first is below the second (null: nobody can say). In this folder, this
+classifies an image without torch:
 
 ```python
 import json

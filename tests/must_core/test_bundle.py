@@ -76,3 +76,27 @@ def test_a_missing_file_is_noticed(saved: tuple[Path, Student], name: str) -> No
     (folder / name).unlink()
     with pytest.raises(CorruptArtifact):
         load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [({}, None), ({"unknown_below": None}, None), ({"unknown_below": 0.2}, 0.2)]
+)
+def test_the_limit_of_the_unknown_is_read_and_may_be_missing(
+    saved: tuple[Path, Student], written: dict[str, float | None], read: float | None
+) -> None:
+    """Bundles of the first versions have none."""
+    folder, _ = saved
+    path = folder / MANIFEST
+    manifest = json.loads(path.read_text())
+    assert manifest.pop("unknown_below") is None
+    path.write_text(json.dumps(manifest | written))
+    assert load_bundle(folder).unknown_below == read
+
+
+@pytest.mark.parametrize("written", ["much", [0.2], {}])
+def test_a_limit_that_is_no_number_is_refused(saved: tuple[Path, Student], written: object) -> None:
+    folder, _ = saved
+    path = folder / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "unknown_below": written}))
+    with pytest.raises(CorruptArtifact):
+        load_bundle(folder)

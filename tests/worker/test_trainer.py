@@ -11,6 +11,7 @@ from must_core.guard.judge import Gain
 from must_core.guard.verdict import Outcome, Verdict, too_few_images
 from must_core.guard.vetoes import Veto
 from must_core.report import make_report
+from must_core.unknown import Calibration
 from must_core.workflow import Completed, PhaseStarted, RolledBack, Settled
 from worker import protocol, trainer
 from worker.protocol import AnyReport, ExitCode, PhaseReport, ResultReport, RolledBackReport, SettledReport, TrainerSpec
@@ -118,6 +119,16 @@ def test_the_largest_report_arrives_in_one_line(monkeypatch: pytest.MonkeyPatch,
     assert result.report.num_changed == report.num_changed
     assert [image.position for image in result.report.changed] == [image.position for image in report.changed]
     assert (len(result.report.changed), len(result.report.classes), len(result.report.audit.images)) == (60, 500, 50)
+
+
+@pytest.mark.parametrize(("adapted", "told"), [(0.2, 0.2), (None, None), (float("nan"), None)])
+def test_the_limits_of_the_unknown_arrive(
+    monkeypatch: pytest.MonkeyPatch, adapted: float | None, told: float | None
+) -> None:
+    unknown = Calibration(zero_shot_below=-0.1, adapted_below=adapted, num_images=50, held_out=True)
+    (result,) = reports(monkeypatch, Completed(Path("/o/bundle"), {}, None, unknown=unknown))
+    assert isinstance(result, ResultReport)
+    assert result.unknown_below == protocol.UnknownBelow(zero_shot=-0.1, adapted=told)
 
 
 @pytest.mark.parametrize("to_step", [20, None])

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -157,6 +158,31 @@ def test_classify_says_what_is_in_images_and_what_cannot_be_read(finished: Path,
     folder = invoke("classify", "--classifier", bundle, finished / "images")
     assert folder.exit_code == 0
     assert len(folder.stdout.splitlines()) == NUM_IMAGES
+
+
+def test_classify_says_which_images_are_unknown(finished: Path, tmp_path: Path) -> None:
+    bundle = finished / "run" / "bundle"
+    limit = load_bundle(bundle).unknown_below
+    assert limit is not None
+    arguments = "classify", "--classifier", bundle, finished / "images"
+    answers = [json.loads(line) for line in invoke(*arguments, "--json").stdout.splitlines()]
+    scores = sorted(answer["raw_score"] for answer in answers)
+    assert scores[0] == pytest.approx(limit, abs=1e-5), "of 24 images, the one that is least like its class"
+    assert not any(answer["unknown"] for answer in answers[1:] if answer["raw_score"] > scores[0])
+
+    shutil.copytree(bundle, tmp_path / "strict")
+    manifest = json.loads((bundle / "classifier.json").read_text())
+    manifest["unknown_below"] = (scores[4] + scores[5]) / 2
+    (tmp_path / "strict" / "classifier.json").write_text(json.dumps(manifest))
+    lines = invoke("classify", "--classifier", tmp_path / "strict", finished / "images").stdout.splitlines()
+    expected = [answer["raw_score"] < manifest["unknown_below"] for answer in answers]
+    assert [line.endswith(" (unknown)") for line in lines] == expected
+    assert sum(expected) == 5
+
+    del manifest["unknown_below"]  # as bundles of the first versions are
+    (tmp_path / "strict" / "classifier.json").write_text(json.dumps(manifest))
+    old = invoke("classify", "--classifier", tmp_path / "strict", "--json", finished / "images").stdout.splitlines()
+    assert {json.loads(line)["unknown"] for line in old} == {None}
 
 
 @pytest.mark.parametrize("to", ["open_clip", "onnx"])

@@ -108,6 +108,7 @@ def make_adapted(folder: Path, config: dict[str, Any]) -> Adapted:
         classes=classes,
         templates=["{}"],
         provenance={"base_text_fingerprint": base.text_fingerprint},
+        unknown_below=0.125,
     )
     return Adapted(base, load_bundle(folder / "bundle"))
 

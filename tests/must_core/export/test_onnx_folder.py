@@ -56,6 +56,8 @@ def test_the_model_says_what_it_is(adapted: Adapted, exported: Path) -> None:
     metadata = runtime.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["class_names"]) == json.loads((exported / "classes.json").read_text()) == CLASSES
     assert metadata["weights_sha256"] == adapted.bundle.manifest["weights_sha256"]
+    assert json.loads(metadata["logit_scale"]) == adapted.bundle.classifier.logit_scale
+    assert json.loads(metadata["unknown_below"]) == adapted.bundle.unknown_below is not None
     preprocess = json.loads((exported / "preprocess.json").read_text())
     assert json.loads(metadata["preprocess"]) == preprocess
     assert Preprocess.from_config(preprocess) == adapted.bundle.preprocess

@@ -10,6 +10,7 @@ Its script is the job's ``hyperparameters``:
 - ``grandchild``: start a process that would outlive it, and say its pid in the metrics.
 - ``bundle``: what to hand in: ``good``, ``none``, ``outside``, ``symlink``, ``empty``.
 - ``verdict``: the outcome to hand in with it; none when missing.
+- ``report``: hand in a report of what changed too.
 - ``roll_back``: say that training collapsed.
 
 Each attempt leaves the steps it did in ``RUN/steps.txt``.
@@ -26,17 +27,23 @@ from typing import Any
 
 from worker.child import TrainerLink
 from worker.protocol import (
+    Answer,
+    AuditImage,
+    AuditPlan,
     CheckpointReport,
     Choice,
     ChoicesReport,
+    ClassShare,
     ErrorReport,
     ExitCode,
     Gain,
     MetricsReport,
     PhaseReport,
     ProgressReport,
+    ReportedImage,
     ResultReport,
     RolledBackReport,
+    RunReport,
     TrainerSpec,
     Verdict,
     parse_spec,
@@ -130,7 +137,8 @@ def _hand_in(link: TrainerLink, spec: TrainerSpec, script: dict[str, Any]) -> No
     if kind == "symlink":
         (bundle / "passwd").symlink_to("/etc/passwd")
     if kind != "none":
-        link.send(ResultReport(bundle_dir=bundle, metrics={"agreement": 0.5}, verdict=_verdict(script)))
+        verdict, report = _verdict(script), _report() if script.get("report") else None
+        link.send(ResultReport(bundle_dir=bundle, metrics={"agreement": 0.5}, verdict=verdict, report=report))
 
 
 def _verdict(script: dict[str, Any]) -> Verdict | None:
@@ -148,6 +156,33 @@ def _verdict(script: dict[str, Any]) -> Verdict | None:
         num_for_zero_shot=1,
     )
     return Verdict(outcome=script["verdict"], candidate="teacher", reasons=["As told."], gain=gain, vetoes=[])
+
+
+def _report() -> RunReport:
+    shares = [
+        ClassShare(
+            index=k, answers_zero_shot=k, answers_adapted=1 - k, mean_score_zero_shot=0.5, mean_score_adapted=0.5
+        )
+        for k in range(2)
+    ]
+    image = ReportedImage(
+        position=0,
+        held_out=False,
+        zero_shot=Answer(index=0, score=0.5),
+        adapted=Answer(index=1, score=0.75),
+        margin=0.5,
+    )
+    audit = AuditPlan(num_disagreed=1, num_agreed=0, images=[AuditImage(position=0, zero_shot=0, adapted=1)])
+    return RunReport(
+        num_images=1,
+        num_held_out=0,
+        num_changed=1,
+        num_classes=2,
+        classes=shares,
+        changed=[image],
+        uncertain=[image],
+        audit=audit,
+    )
 
 
 if __name__ == "__main__":

@@ -123,6 +123,23 @@ def test_a_refused_bundle_is_kept_beside_zero_shot(
     assert events[EventType.VERDICT] == {"outcome": "inconclusive", "reasons": ["As told."], "attempt": 1}
 
 
+@pytest.mark.parametrize("reports", [True, False])
+def test_the_trainers_report_is_kept_with_the_job(
+    sessions: sessionmaker[Session], supervise: Callable[..., Supervisor], *, reports: bool
+) -> None:
+    job_id = add_job(sessions, hyperparameters={"report": reports})
+    assert supervise().run_one()
+    assert read_job(sessions, job_id).status is JobStatus.SUCCEEDED
+    with sessions() as session:
+        report = JobStore(session).report(job_id)
+    if not reports:
+        assert report is None
+        return
+    assert report is not None
+    assert report["changed"][0]["adapted"] == {"index": 1, "score": 0.75}
+    assert report["audit"]["images"] == [{"position": 0, "zero_shot": 0, "adapted": 1}]
+
+
 def test_nothing_to_do(supervise: Callable[..., Supervisor]) -> None:
     assert not supervise().run_one()
     assert not supervise().run_one("job_unknown")

@@ -19,8 +19,7 @@ FLAGGED_SHARE = 0.05
 class Calibration:
     """Raw scores below which an image is unknown, to zero-shot and to the adapted classifier; None: too few images.
 
-    Without ``held_out`` the images were trained on. Those get higher scores than new ones, of which more are then
-    taken for unknown.
+    Without ``held_out`` the images were trained on, and nothing promises that new ones are scored alike.
     """
 
     zero_shot_below: float | None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.tasks import all_tasks, seed_of
+from bench.tasks import DIGITS, all_tasks, leaving_out, seed_of
 
 NUM = 60
 
@@ -26,3 +26,19 @@ def test_classes_are_missing_and_rare_where_that_is_the_task() -> None:
     assert set(missing.tolist()) == {0, 1, 2, 3}
     falling = np.bincount(tasks["scans-imbalanced"].draw(300, np.random.default_rng(0)).labels_N, minlength=10)
     assert falling[0] > 10 * falling[9] > 0
+
+
+def test_classes_left_out_become_strangers() -> None:
+    task = leaving_out(all_tasks()["digits-clean"])
+    assert task.classes == tuple(name for k, name in enumerate(DIGITS) if k not in {4, 9})
+    known = task.draw(100, np.random.default_rng(0))
+    assert len(known.labels_N) == 100
+    assert set(known.labels_N.tolist()) == set(range(8))
+    assert task.strangers is not None
+    strange = task.strangers(30, np.random.default_rng(0))
+    assert len(strange.labels_N) == 30
+    assert set(strange.labels_N.tolist()) == {-1}
+
+    # The same images come from the whole task, under its own labels.
+    whole = all_tasks()["digits-clean"].sample(240, np.random.default_rng(0))
+    assert np.array_equal(strange.images_NHWC, whole.images_NHWC[np.isin(whole.labels_N, (4, 9))][:30])

@@ -68,6 +68,9 @@ def main() -> int:
         run_missing(keys, a.outputs, a.processes)
         write_results(a.outputs, a.results)
     results = [r for r in read_results(a.results) if (r.seed >= DEVELOPMENT_SEEDS) is a.development]
+    if not results:
+        print(f"{a.results} holds nothing of this version and kind; --run makes it", file=sys.stderr)
+        return 1
     print_report(results)
     return 0
 

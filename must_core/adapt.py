@@ -180,9 +180,8 @@ class _Meter:
         return time.monotonic() - self._since
 
     def rest(self) -> None:
-        """Do not count the time until now, when nothing was added since the last report."""
-        if self._sums is None:
-            self._since = time.monotonic()
+        """Do not count the time since the last report. For right after it: steps added since would seem faster."""
+        self._since = time.monotonic()
 
     def add(self, result: StepResult) -> None:
         losses = result.losses

@@ -354,7 +354,7 @@ class _Job:
                 looked.evidence, looked.zero_shot, opinions, panel.held_out_N, seed=request.seed, others=collapse
             )
         name = verdict.candidate if verdict else "teacher"
-        metrics = compare(looked.zero_shot.logits_NK, opinions[name].logits_NK)
+        metrics = what_changed(looked.zero_shot.logits_NK, opinions[name].logits_NK)
         if request.evaluation is not None:
             for measured, classifier in {"zero_shot": zero_shot, "student": run.student, **candidates}.items():
                 accuracies = yield from self._measured(classifier, request.evaluation, base)
@@ -456,7 +456,7 @@ def default_num_workers() -> int:
     return max(1, min(8, cores - 1))
 
 
-def compare(zero_shot_NK: Tensor, adapted_NK: Tensor) -> dict[str, float]:
+def what_changed(zero_shot_NK: Tensor, adapted_NK: Tensor) -> dict[str, float]:
     """What changed between two classifiers' answers, said without labels."""
     metrics = {f"zero_shot_{name}": value for name, value in evaluate.summary(zero_shot_NK)}
     metrics |= {f"adapted_{name}": value for name, value in evaluate.summary(adapted_NK)}

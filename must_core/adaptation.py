@@ -75,7 +75,7 @@ class Adaptation:
         """Steps done."""
         self.micro_batch_size = micro_batch_size
         self.marginal_K: Tensor | None = None
-        """Moving average of the fairness term for many classes, within an epoch."""
+        """Average of the fairness term: the paper's for many classes, within an epoch, or the running one."""
         self.optimizer = make_optimizer(student, layer_decay=config.layer_decay, weight_decay=config.weight_decay)
         self._update_teacher = TeacherUpdate(self.teacher, student)
         self._memory_tried = ranks.world_size == 1
@@ -168,14 +168,15 @@ class Adaptation:
 
     def _learn(self, batch: LabelledBatch, num_confident: Tensor) -> Losses:
         self.optimizer.zero_grad(set_to_none=True)
-        first_of_epoch = self.step_index % self.steps_per_epoch == 0
+        starts_anew = self.config.fairness_form == "paper" and self.step_index % self.steps_per_epoch == 0
         losses, self.marginal_K = self._gradient.accumulate(
             batch,
             num_images=self.config.batch_size,
             num_confident=num_confident,
             part_size=self._part_size(len(batch)),
             in_parts=self._part_size(largest := self.ranks.largest_share(self.config.batch_size)) < largest,
-            previous_marginal_K=None if first_of_epoch else self.marginal_K,
+            step_index=self.step_index,
+            previous_marginal_K=None if starts_anew else self.marginal_K,
         )
         return losses
 
@@ -215,6 +216,7 @@ class Adaptation:
                     num_confident=batch.confident_B.sum(),
                     part_size=self._part_size(len(batch)),
                     in_parts=self._part_size(len(batch)) < len(batch),
+                    step_index=0,
                     previous_marginal_K=None,
                 )
                 failed = False

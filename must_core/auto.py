@@ -95,6 +95,7 @@ def choose(
     settle("weight_decay", 0.05, "The paper's value.")
     settle("confidence_threshold", *_threshold(evidence))
     settle("fairness_weight", 1.0, "The paper's most common value.")
+    settle("fairness_form", "paper", "The paper's form.")
     settle("alignment_weight", 0.2, "The paper's most common value for ViT-B/16.")
     settle("masking", value=base.masking.supported, reason=base.masking.reason)
     settle("mask_patch_size", *_mask_patch(image, patch))

@@ -45,6 +45,10 @@ class AdaptConfig:
     fairness_weight: float = 1.0
     """w_fair."""
 
+    fairness_form: str = "paper"
+    """What p̄ is a mean over: ``paper``, the batch, and from 512 classes on half of it the batch before; or
+    ``running``, as many batches as make two images of each class."""
+
     alignment_weight: float = 0.2
     """w_align."""
 
@@ -137,7 +141,11 @@ _RAND_AUGMENT = re.compile(r"rand-m(\d|10)(-mstd[01](\.\d+)?|-mstd2|-n[1-5]|-inc
 
 PRECISIONS = ("float32", "bfloat16")
 
-_WORDS: dict[str, tuple[str, ...]] = {"precision": PRECISIONS, "augment_on": ("loader", "device")}
+_WORDS: dict[str, tuple[str, ...]] = {
+    "fairness_form": ("paper", "running"),
+    "precision": PRECISIONS,
+    "augment_on": ("loader", "device"),
+}
 
 HYPERPARAMETERS: tuple[str, ...] = tuple(f.name for f in fields(AdaptConfig) if f.name != "seed")
 """Names a user may set; the seed is given beside them."""

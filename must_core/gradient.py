@@ -61,6 +61,7 @@ class _Whole:
     marginal_K: Tensor | None
     """p̄; None where each rank's part is all of its share, and p̄ is known once theirs are."""
     previous_marginal_K: Tensor | None
+    step_index: int
 
 
 class BatchGradient:
@@ -88,13 +89,14 @@ class BatchGradient:
         num_confident: Tensor,
         part_size: int,
         in_parts: bool,
+        step_index: int,
         previous_marginal_K: Tensor | None,
     ) -> tuple[Losses, Tensor | None]:
         """Run forward and backward over this process's ``share``, ``part_size`` images at a time.
 
         ``in_parts`` says whether some rank needs more than one part: that costs a second forward pass of the student,
         for p̄, on all of them. ``num_images`` and ``num_confident`` are those of the whole batch;
-        ``previous_marginal_K`` is the fairness term's moving average or None. Returns the losses of the whole batch,
+        ``previous_marginal_K`` is the fairness term's average so far or None. Returns the losses of the whole batch,
         detached, and the average to give next time, if there is one.
         """
         parts = share.split(part_size)
@@ -103,6 +105,7 @@ class BatchGradient:
             num_confident=num_confident,
             marginal_K=self._marginal(parts, num_images) if in_parts else None,
             previous_marginal_K=previous_marginal_K,
+            step_index=step_index,
         )
         outcomes = []
         for part in parts:
@@ -143,6 +146,13 @@ class BatchGradient:
             marginal_K = whole.marginal_K + (own_K - own_K.detach())  # adds a gradient and no rounding
         elif self._ranks.world_size > 1:
             marginal_K = self._ranks.sum(own_K) + (own_K - own_K.detach())
+        if self._config.fairness_form == "running":
+            return objective.fairness_running(
+                marginal_K,
+                whole.previous_marginal_K,
+                batch_size=whole.num_images,
+                step_index=whole.step_index,
+            )
         if len(own_K) < objective.MOVING_AVERAGE_MIN_CLASSES:
             return objective.fairness(marginal_K), None
         return objective.fairness_moving_average(marginal_K, whole.previous_marginal_K)

@@ -14,6 +14,9 @@ MOVING_AVERAGE_MIN_CLASSES = 512
 
 _MOVING_AVERAGE_MOMENTUM = 0.5
 
+RUNNING_IMAGES_PER_CLASS = 2
+"""What fairness by a running marginal remembers; with as many images in a batch there is nothing to remember."""
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -61,6 +64,22 @@ def fairness_moving_average(marginal_K: Tensor, previous_K: Tensor | None) -> tu
         momentum = _MOVING_AVERAGE_MOMENTUM
         average_K = momentum * previous_K + (1 - momentum) * marginal_K
     return fairness(average_K) / (1 - _MOVING_AVERAGE_MOMENTUM), average_K.detach()
+
+
+def fairness_running(
+    marginal_K: Tensor, previous_K: Tensor | None, *, batch_size: int, step_index: int
+) -> tuple[Tensor, Tensor]:
+    """Fairness where a batch has fewer images than classes: the marginal of this step and those before it.
+
+    A batch alone has no image of most classes, and is punished for not predicting them. The memory spans
+    `RUNNING_IMAGES_PER_CLASS` and is a plain mean until it is full; ``previous_K`` is None at the run's first step.
+    Only this step's share of the mean carries gradient, so the loss is divided by it. Not in the paper. Returns the
+    loss and the new mean, detached.
+    """
+    full = max(0.0, 1 - batch_size / (RUNNING_IMAGES_PER_CLASS * len(marginal_K)))
+    momentum = 0.0 if previous_K is None else min(full, step_index / (step_index + 1))
+    average_K = marginal_K if previous_K is None else momentum * previous_K + (1 - momentum) * marginal_K
+    return fairness(average_K) / (1 - momentum), average_K.detach()
 
 
 def reconstruction(predicted_BJP: Tensor, target_BJP: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ CASES = [
     pytest.param({}, True, 10, id="masked"),
     pytest.param({}, False, 10, id="without masks"),
     pytest.param({}, True, 600, id="moving average"),
+    pytest.param({"fairness_form": "running"}, True, 10, id="running marginal"),
     pytest.param({"confidence_threshold": 1.0}, True, 10, id="none confident"),
     pytest.param({"mask_patch_size": 16}, True, 10, id="blocks of four patches"),
 ]
@@ -38,7 +40,7 @@ def largest_difference(a: list[list[float]], b: list[list[float]]) -> float:
 @pytest.mark.parametrize(("changes", "masked", "num_classes"), CASES)
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 4])
 def test_parts_give_the_numbers_of_the_whole(
-    changes: dict[str, float], masked: bool, num_classes: int, micro_batch_size: int  # noqa: FBT001
+    changes: dict[str, Any], masked: bool, num_classes: int, micro_batch_size: int  # noqa: FBT001
 ) -> None:  # fmt: skip
     config = replace(CONFIG, **changes)
     whole, parts = (

@@ -19,6 +19,7 @@ CASES: dict[str, dict[str, Any]] = {
     "masked": {},
     "without masks": {"masked": False},
     "moving average": {"classes": 600},
+    "running marginal": {"fairness_form": "running", "micro_batch_size": 3},
     "shares in parts": {"micro_batch_size": 3},
     "parts on one rank only": {"batch_size": 9, "micro_batch_size": 4, "classes": 600},
     "one image each, and two": {"batch_size": 3, "out_of_memory_above": 1},
@@ -52,7 +53,7 @@ def largest_difference(a: list[list[float]], b: list[list[float]]) -> float:
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_give_the_losses_of_one_process(two_ranks: Results, name: str) -> None:
     case = CASES[name]
-    config = replace(CONFIG, batch_size=case.get("batch_size", BATCH))
+    config = replace(CONFIG, batch_size=case.get("batch_size", BATCH), fairness_form=case.get("fairness_form", "paper"))
     alone = make_run(config, num_classes=case.get("classes", 10), dtype=getattr(torch, case.get("dtype", "float64")))
     expected = history(train(alone, masked=case.get("masked", True)))
     first, second = (dict(rank[name]) for rank in two_ranks)

@@ -1,8 +1,8 @@
 """One rank of `tests.support.runs` runs, for torchrun: ``ranks_main OUTPUT JSON``.
 
 JSON is an object of cases by name, run one after the other. Each may set ``classes``, ``batch_size``, ``masked``,
-``micro_batch_size``, ``dtype`` and ``out_of_memory_above`` (the last rank's student then raises for larger batches).
-The first rank writes the losses of every step; every rank its weights' digest.
+``micro_batch_size``, ``dtype``, ``fairness_form`` and ``out_of_memory_above`` (the last rank's student then raises for
+larger batches). The first rank writes the losses of every step; every rank its weights' digest.
 """
 
 import json
@@ -23,7 +23,12 @@ def run_case(ranks: Ranks, case: dict[str, Any]) -> dict[str, Any]:
     """Train, and say what this rank ended with."""
     masked = case.get("masked", True)
     run = runs.make_run(
-        replace(runs.CONFIG, masking=masked, batch_size=case.get("batch_size", runs.BATCH)),
+        replace(
+            runs.CONFIG,
+            masking=masked,
+            batch_size=case.get("batch_size", runs.BATCH),
+            fairness_form=case.get("fairness_form", "paper"),
+        ),
         num_classes=case.get("classes", 10),
         dtype=getattr(torch, case.get("dtype", "float64")),
         ranks=ranks,

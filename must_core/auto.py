@@ -12,6 +12,7 @@ from must_core.backbone import BaseModel
 from must_core.config import AUTO, HYPERPARAMETERS, AdaptConfig, check_hyperparameters
 from must_core.errors import InvalidConfig
 from must_core.masking import PatchMasker
+from must_core.memory import Memory
 from must_core.presets import Preset
 from must_core.towers import tower_of
 
@@ -60,13 +61,19 @@ def check_fit(requested: Mapping[str, Any], base: BaseModel) -> None:
 
 
 def choose(
-    requested: Mapping[str, Any], evidence: Evidence, base: BaseModel, *, seed: int, preset: Preset | None = None
+    requested: Mapping[str, Any],
+    evidence: Evidence,
+    base: BaseModel,
+    *,
+    seed: int,
+    preset: Preset | None = None,
+    memory: Memory | None = None,
 ) -> tuple[AdaptConfig, dict[str, Choice]]:
     """Fill in every hyper-parameter that is missing or ``"auto"``; a value given always wins.
 
-    With a ``preset``, what is missing is the paper's, but for the batch size, and only ``"auto"`` is chosen. Returns
-    the configuration and all choices by name. Raises `InvalidConfig` for names that do not exist and values that are
-    out of range or do not fit the images.
+    With a ``preset``, what is missing is the paper's, but for the batch size, and only ``"auto"`` is chosen. Without
+    ``memory``, batches are taken whole. Returns the configuration and all choices by name. Raises `InvalidConfig` for
+    names that do not exist and values that are out of range or do not fit the images.
     """
     check_hyperparameters(requested)
     choices = {name: Choice(value, "As requested.") for name, value in requested.items()}
@@ -112,6 +119,7 @@ def choose(
     settle("compiled", value=False, reason="Exact; compiling is faster on GPUs.")
     settle("augment_on", "loader", "The paper's way; the device is faster where loader processes cannot keep up.")
 
+    settle("micro_batch_size", *_micro_batch(batch, memory))
     config = AdaptConfig(seed=seed, **{name: choice.value for name, choice in choices.items()})  # type: ignore[arg-type]
     return config, {name: choices[name] for name in HYPERPARAMETERS}
 
@@ -121,7 +129,8 @@ def _papers(preset: Preset, base: BaseModel) -> dict[str, Choice]:
     return {
         name: Choice(values[name], f"The paper's setting for {preset.name}.")  # type: ignore[arg-type]
         for name in HYPERPARAMETERS
-        if name not in {"batch_size", "masking"}  # the paper's towers can all be masked
+        # The paper's towers can all be masked, and its batches fit 16 GPUs.
+        if name not in {"batch_size", "micro_batch_size", "masking"}
     }
 
 
@@ -170,6 +179,25 @@ def _batch_size(num_images: int) -> tuple[int, str]:
     if num_images >= 8 * _LARGEST_BATCH:
         return _LARGEST_BATCH, "The paper's batch for one device."
     return max(2, 2 ** int(math.log2(max(2, num_images / 8)))), "Smaller, so that an epoch has some eight steps."
+
+
+def _micro_batch(batch: int, memory: Memory | None) -> tuple[int, str]:
+    share = batch if memory is None else -(-batch // memory.num_ranks)
+    if memory is None or memory.free is None:
+        return share, f"All {share} images at once: how much memory is free is not known."
+    part = memory.part_of(share)
+    free, all_need = _spoken(memory.free), _spoken(memory.needed(share, share))
+    if part == share:
+        return part, f"All {share} images at once: a step needs about {all_need} of the {free} that are free."
+    part_needs = _spoken(memory.needed(share, part))
+    return part, f"A step with all {share} images needs about {all_need}, one in parts {part_needs}; {free} are free."
+
+
+def _spoken(num_bytes: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.{1 if num_bytes < 10 * size else 0}f} {unit}"
+    return f"{num_bytes / 1e3:.0f} kB"
 
 
 def _epochs(steps_per_epoch: int) -> tuple[int, str]:

@@ -27,6 +27,10 @@ class AdaptConfig:
     batch_size: int = 64
     """Images per optimizer step."""
 
+    micro_batch_size: int = 0
+    """Of those, how many a process takes through the towers at once; 0, or more than there are, takes all. Parts need
+    less memory and more time, and give the same up to rounding."""
+
     learning_rate_per_256: float = 2e-5
     """Peak learning rate of the topmost parameter group for a batch of 256; scales linearly with the batch."""
 
@@ -113,8 +117,13 @@ class AdaptConfig:
 
     @property
     def digest(self) -> str:
-        """sha256 of every value: two runs with the same digest, model, classes and images do the same."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        """sha256 of every value but ``micro_batch_size``, which a run may change when it goes on elsewhere.
+
+        Two runs with the same digest, model, classes and images do the same, up to rounding where their parts differ.
+        """
+        values = self.to_dict()
+        del values["micro_batch_size"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 # Lowest and highest value, both allowed.
@@ -122,6 +131,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "epochs": (1, 10_000),
     "batch_size": (2, 65_536),
+    "micro_batch_size": (0, 65_536),
     "learning_rate_per_256": (1e-12, 10),
     "min_learning_rate_per_256": (0, 10),
     "layer_decay": (0.01, 1),

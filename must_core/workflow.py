@@ -38,6 +38,7 @@ from must_core.guard.verdict import Verdict, decide, too_few_images
 from must_core.guard.vetoes import Opinion, Veto
 from must_core.guard.watch import Seen, Watch
 from must_core.interpolation import STATIONS, between
+from must_core.memory import memory_of
 from must_core.parallel import SINGLE, Ranks, local_device
 from must_core.presets import Preset
 from must_core.report import RunReport, make_report
@@ -254,7 +255,19 @@ class _Job:
             crop_disagreement=looked.crop_disagreement,
             low_score=low_score(looked.zero_shot),
         )
-        config, choices = choose(request.hyperparameters, evidence, base, seed=request.seed, preset=request.preset)
+        config, choices = choose(
+            request.hyperparameters,
+            evidence,
+            base,
+            seed=request.seed,
+            preset=request.preset,
+            memory=memory_of(
+                zero_shot,
+                base.preprocess.image_size,
+                bfloat16=request.hyperparameters.get("precision") == "bfloat16",
+                num_ranks=self.ranks.world_size,
+            ),
+        )
         return _Prepared(ensemble.weights_DK, split, looked, config, choices, run_identity(request, config))
 
     def _panel(self, base: BaseModel, split: Split) -> Panel:
@@ -272,7 +285,13 @@ class _Job:
             self.ranks.share_of(prepared.config.batch_size)
             num_steps = steps_per_epoch(num_images, prepared.config.batch_size)
         student = Student.from_base(base, prepared.class_weights_DK, seed=self.request.seed).to(self.device)
-        return Adaptation(student, prepared.config, steps_per_epoch=num_steps, ranks=self.ranks)
+        return Adaptation(
+            student,
+            prepared.config,
+            steps_per_epoch=num_steps,
+            ranks=self.ranks,
+            micro_batch_size=prepared.config.micro_batch_size,
+        )
 
     def _train(
         self, run: Adaptation, images: ImageList, panel: Panel, base: BaseModel, prepared: _Prepared

@@ -1,6 +1,6 @@
 import errno
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from PIL import Image
 
 from must_core import adapt as loop
 from must_core import workflow
+from must_core.adapt import CheckpointSaved, Stopped
 from must_core.adaptation import Adaptation
 from must_core.auto import Evidence, choose
 from must_core.backbone import Preprocess, load_base
@@ -16,9 +17,10 @@ from must_core.config import AUTO, HYPERPARAMETERS, AdaptConfig, check_hyperpara
 from must_core.data.augment import Views
 from must_core.data.packed import PackedImages
 from must_core.files import sha256_of
+from must_core.memory import Memory
 from must_core.presets import PRESETS
 from must_core.text.prompts import ClassSpec
-from must_core.workflow import AdaptRequest, Completed, RunFolders, run_adaptation
+from must_core.workflow import AdaptRequest, Completed, Event, Resumed, RunFolders, run_adaptation
 from tests.support.tiny import CLASSES, make_base, make_images
 
 
@@ -72,7 +74,7 @@ def test_a_preset_is_the_papers_where_nothing_is_asked_for(tmp_path: Path) -> No
     papers = PRESETS["dtd"].config(patch_size=4)
     assert (config.epochs, config.mask_patch_size) == (3, 4)
     assert config.horizontal_flip is False  # chosen: the user said auto
-    for name in set(HYPERPARAMETERS) - {*requested, "batch_size", "masking"}:
+    for name in set(HYPERPARAMETERS) - {*requested, "batch_size", "micro_batch_size", "masking"}:
         assert getattr(config, name) == getattr(papers, name)
         assert choices[name].reason == "The paper's setting for dtd."
     assert choices["epochs"].reason == "As requested."
@@ -131,3 +133,37 @@ def run_to_the_end(folder: Path, limit: int) -> Outcome:
         patch.setattr(workflow, "adapt", adapt)
         assert isinstance(list(run_adaptation(request, folders, num_workers=0))[-1], Completed)
     return Outcome(folders, isinstance(given[0], PackedImages))
+
+
+def test_a_run_that_must_take_parts_goes_on_with_other_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = AdaptRequest(
+        base_model=make_base(tmp_path / "base"),
+        classes=tuple(map(ClassSpec, CLASSES)),
+        templates=("{}",),
+        images=make_images(tmp_path / "images", 16),
+        hyperparameters={"epochs": 2, "batch_size": 8},
+        guarded=False,
+    )
+    folders = RunFolders(bundle=tmp_path / "bundle", checkpoints=tmp_path / "checkpoints")
+    taken: list[int | None] = []
+
+    def adapt(run: Adaptation, *args: Any, **options: Any) -> Iterator[object]:
+        taken.append(run.micro_batch_size)
+        return loop.adapt(run, *args, **options)
+
+    monkeypatch.setattr(workflow, "adapt", adapt)
+    memory = Memory(free=300, fixed=0, views=0, kept=100)
+    monkeypatch.setattr(workflow, "memory_of", lambda *_args, **_options: memory)
+    events: list[Event] = []
+
+    def saved() -> bool:
+        return any(isinstance(event, CheckpointSaved) for event in events)
+
+    for event in run_adaptation(request, folders, num_workers=0, checkpoint_interval_s=0, stop=saved):
+        events.append(event)
+    assert isinstance(events[-1], Stopped)
+    memory = replace(memory, free=10**6)
+    events = list(run_adaptation(request, folders, num_workers=0))
+    assert taken == [2, 8]
+    assert any(isinstance(event, Resumed) for event in events)
+    assert isinstance(events[-1], Completed)

@@ -20,10 +20,13 @@ from must_core.masking import PatchMask
 from must_core.student import Student
 
 _BACKWARD = 1.5
-"""Peak of a pass back and forth over what it keeps; `python -m bench.train` measures the peak of whole steps."""
+"""Peak of a pass back and forth over what it keeps, rather above it: blocks' gradients come on top."""
 
 _COPIES = 5
 """Of the weights, in a run: student, teacher, gradients and the optimizer's two moments."""
+
+_LIBRARIES = 50 * 10**6
+"""What they take for themselves at the first pass back, whatever the tower."""
 
 _USABLE = 0.8
 """Share of the free memory that a step may take; the rest is for loader processes and everybody else."""
@@ -64,7 +67,7 @@ def memory_of(student: Student, image_size: int, *, bfloat16: bool, num_ranks: i
     view = 3 * image_size**2 * parameter.element_size()
     return Memory(
         free=free_bytes(parameter.device),
-        fixed=_COPIES * weights + max(0, 2 * one - two),
+        fixed=_LIBRARIES + _COPIES * weights + max(0, 2 * one - two),
         views=2 * view,
         kept=int(_BACKWARD * (two - one)),
         num_ranks=num_ranks,

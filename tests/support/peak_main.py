@@ -31,16 +31,17 @@ def _status(name: str) -> int:
 
 
 def measured(vision: dict[str, Any], batch_size: int, micro_batch_size: int) -> tuple[int, int]:
-    """Estimate, then two steps."""
+    """Estimate, then two steps; what comes before them, a run has behind it when it asks."""
     side, patch = vision["image_size"], vision["patch_size"]
-    gc.collect()
-    before = _status("VmRSS")
     visual = build_visual({"embed_dim": 64, "vision_cfg": vision, "quick_gelu": True})
     student = Student(visual, F.normalize(torch.randn(64, 10), dim=0), logit_scale=30.0)
     generator = torch.Generator().manual_seed(0)
     weak_BCHW, strong_BCHW = torch.randn(2, batch_size, 3, side, side, generator=generator)
     masker = PatchMasker(image_size=side, patch_size=patch, mask_patch_size=patch, mask_ratio=0.3)
     mask = masker.sample(batch_size, generator)
+    memory_of(student, side, bfloat16=False)
+    gc.collect()
+    before = _status("VmRSS") - sum(parameter.nbytes for parameter in student.parameters())
     estimate = memory_of(student, side, bfloat16=False).needed(batch_size, micro_batch_size or batch_size)
     config = AdaptConfig(batch_size=batch_size, mask_patch_size=patch, confidence_threshold=0.0)
     run = Adaptation(student, config, steps_per_epoch=10, micro_batch_size=micro_batch_size)

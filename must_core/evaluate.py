@@ -212,6 +212,15 @@ def summary(logits_NK: Tensor) -> Iterator[tuple[str, float]]:
     return _tallied(logits_NK).summary()
 
 
+def what_changed(zero_shot_NK: Tensor, adapted_NK: Tensor) -> dict[str, float]:
+    """What changed between two classifiers' answers, said without labels."""
+    metrics = {f"zero_shot_{name}": value for name, value in summary(zero_shot_NK)}
+    metrics |= {f"adapted_{name}": value for name, value in summary(adapted_NK)}
+    changed_N = zero_shot_NK.argmax(dim=-1) != adapted_NK.argmax(dim=-1)
+    metrics["changed_answers"] = float(changed_N.double().mean())
+    return metrics
+
+
 def wilson_interval(num_correct: int, num_labelled: int) -> tuple[float, float]:
     """The 95 % interval of a proportion (Wilson, 1927), for images drawn independently; (0, 1) when there are none."""
     if not num_labelled:

@@ -26,11 +26,12 @@ from must_core.auto import Choice, Evidence, choose
 from must_core.backbone import BaseModel, load_base
 from must_core.bundle import save_bundle
 from must_core.checkpoint import Checkpoints
+from must_core.compiling import require_compiler
 from must_core.config import AUTO, AdaptConfig
 from must_core.data.image_list import ImageList
 from must_core.data.labels import Labels
 from must_core.data.loader import steps_per_epoch
-from must_core.data.packed import PackedImages, packed_bytes, packing
+from must_core.data.packed import PackedImages, has_room, packing
 from must_core.errors import InvalidConfig
 from must_core.first_look import FirstLook, first_look, low_score
 from must_core.guard.panel import Panel, Split, hold_out, no_held_out
@@ -209,7 +210,7 @@ class _Job:
         """The phases, one after the other."""
         yield PhaseStarted("preparing")
         with self.ranks.failing_together():
-            _require_compiler(self.request, self.device)
+            require_compiler(self.request.hyperparameters, self.device)
             base = load_base(self.request.base_model)
             prepared = None
             if self.ranks.first:
@@ -373,7 +374,7 @@ class _Job:
                 looked.evidence, looked.zero_shot, opinions, panel.held_out_N, seed=request.seed, others=collapse
             )
         name = verdict.candidate if verdict else "teacher"
-        metrics = what_changed(looked.zero_shot.logits_NK, opinions[name].logits_NK)
+        metrics = evaluate.what_changed(looked.zero_shot.logits_NK, opinions[name].logits_NK)
         if request.evaluation is not None:
             for measured, classifier in {"zero_shot": zero_shot, "student": run.student, **candidates}.items():
                 accuracies = yield from self._measured(classifier, request.evaluation, base)
@@ -438,7 +439,7 @@ class _Job:
         """The images to train on: packed where there is room, by one process of each host."""
         ranks, folders = self.ranks, self.folders
         cache = None if folders.cache is None else _cache_of_host(folders.cache, ranks)
-        (no_room,) = ranks.any(cache is None or not _has_room(cache, paths, folders.cache_at_most_bytes))
+        (no_room,) = ranks.any(cache is None or not has_room(cache, paths, folders.cache_at_most_bytes))
         if cache is None or no_room:
             return paths
         stopping = disk_full = False
@@ -475,15 +476,6 @@ def default_num_workers() -> int:
     return max(1, min(8, cores - 1))
 
 
-def what_changed(zero_shot_NK: Tensor, adapted_NK: Tensor) -> dict[str, float]:
-    """What changed between two classifiers' answers, said without labels."""
-    metrics = {f"zero_shot_{name}": value for name, value in evaluate.summary(zero_shot_NK)}
-    metrics |= {f"adapted_{name}": value for name, value in evaluate.summary(adapted_NK)}
-    changed_N = zero_shot_NK.argmax(dim=-1) != adapted_NK.argmax(dim=-1)
-    metrics["changed_answers"] = float(changed_N.double().mean())
-    return metrics
-
-
 def run_identity(request: AdaptRequest, config: AdaptConfig) -> dict[str, str]:
     """What makes two runs the same, part by part: sha256 of configuration, classes, and the images' names and sizes."""
     spoken = {"classes": [asdict(c) for c in request.classes], "templates": request.templates}
@@ -496,28 +488,6 @@ def run_identity(request: AdaptRequest, config: AdaptConfig) -> dict[str, str]:
     }
 
 
-def _require_compiler(request: AdaptRequest, device: str) -> None:
-    """Raise `InvalidConfig` where torch.compile would find, minutes later, no compiler for the CPU."""
-    if request.hyperparameters.get("compiled") is not True or device != "cpu":
-        return
-    from torch._inductor import cpp_builder, exc  # noqa: PLC0415 - takes seconds to load
-
-    try:
-        cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler as e:
-        raise InvalidConfig(
-            "On a CPU, compiled=true needs a C++ compiler: install g++, or name another one in CXX, or leave it out.",
-            param="compiled",
-        ) from e
-
-
 def _cache_of_host(cache: Path, ranks: Ranks) -> Path:
     """Hosts may share the folder, and each makes its own."""
     return cache / f"host-{ranks.host}"
-
-
-def _has_room(cache: Path, paths: Sequence[Path], at_most_bytes: int) -> bool:
-    """Whether a cache is within the limit and leaves half of the disk's free space, not counting one that is there."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    there = sum(file.stat().st_size for file in cache.glob("*"))
-    return packed_bytes(paths) <= min(at_most_bytes, (shutil.disk_usage(cache.parent).free + there) // 2)

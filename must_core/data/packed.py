@@ -225,3 +225,10 @@ def _is_cache_of(folder: Path, digest: str, max_short_side: int | None) -> bool:
             raise FileExistsError(f"{folder} is there already and is not a cache of images") from None
         return False
     return (packed.digest, packed.max_short_side) == (digest, max_short_side)
+
+
+def has_room(cache: Path, paths: Sequence[Path], at_most_bytes: int) -> bool:
+    """Whether a cache is within the limit and leaves half of the disk's free space, not counting one that is there."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    there = sum(file.stat().st_size for file in cache.glob("*"))
+    return packed_bytes(paths) <= min(at_most_bytes, (shutil.disk_usage(cache.parent).free + there) // 2)

@@ -63,10 +63,11 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--development", action="store_true")
     a = parser.parse_args()
+    outputs = a.outputs / f"v{VERSION}"
     if a.run:
         keys = [Key(task, seed, setting) for seed in a.seeds for setting in a.settings for task in a.tasks]
-        run_missing(keys, a.outputs, a.processes)
-        write_results(a.outputs, a.results)
+        run_missing(keys, outputs, a.processes)
+        write_results(outputs, a.results)
     results = [r for r in read_results(a.results) if (r.seed >= DEVELOPMENT_SEEDS) is a.development]
     if not results:
         print(f"{a.results} holds nothing of this version and kind; --run makes it", file=sys.stderr)

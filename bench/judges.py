@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bench.guard import HERE
 from bench.tasks import all_tasks
-from bench.trials import CANDIDATES, DEVELOPMENT_SEEDS, Key, Scene, look, opinion
+from bench.trials import CANDIDATES, DEVELOPMENT_SEEDS, VERSION, Key, Scene, look, opinion
 from must_core.guard.judge import Evidence, judge
 from must_core.guard.panel import evidence_of
 from must_core.student import Student
@@ -64,7 +64,7 @@ def main() -> int:
     """Print a line a judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outputs", type=Path, default=HERE / "outputs")
-    folder = parser.parse_args().outputs
+    folder = parser.parse_args().outputs / f"v{VERSION}"
     torch.set_num_threads(1)
     keys = sorted(map(Key.of, folder.glob("*.npz")), key=lambda key: (key.task, key.seed, key.setting))
     keys = [key for key in keys if key.seed >= DEVELOPMENT_SEEDS]

@@ -9,7 +9,7 @@ Legend: N unlabeled images, T images to measure on, K classes, D embedding width
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from must_core.errors import Diverged
 from must_core.first_look import low_score
 from must_core.guard.judge import Evidence, crop
 from must_core.guard.panel import evidence_of, opinion_of
-from must_core.guard.verdict import compare, decide
+from must_core.guard.verdict import choose_among, compare
 from must_core.guard.vetoes import Opinion
 from must_core.interpolation import STATIONS, between
 from must_core.student import Student
@@ -211,10 +211,10 @@ def judged(keys: Sequence[Key], folder: Path) -> Iterator[Result]:
 def _judged(key: Key, outputs: dict[str, Any], evidence: Evidence, held_out_N: Tensor) -> Result:
     zero_shot = opinion(outputs, "zero_shot")
     candidates = {name: opinion(outputs, name) for name in CANDIDATES}
-    verdict = decide(evidence, zero_shot, candidates, held_out_N)
     compared = {name: compare(evidence, zero_shot, o, held_out_N) for name, o in candidates.items()}
-    surest = max(compared, key=lambda name: compared[name].gain.low)
-    unvetoed = [name for name in ("teacher", "half_way") if not compared[name].vetoes]
+    verdict = choose_among(compared)
+    unvetoed = [name for name in CANDIDATES if not compared[name].vetoes]
+    by_judge = choose_among({name: replace(each, vetoes=()) for name, each in compared.items()})
     before = _accuracy(outputs, "zero_shot")
     labels_N = torch.from_numpy(outputs["labels_N"])
     right = {
@@ -235,7 +235,7 @@ def _judged(key: Key, outputs: dict[str, Any], evidence: Evidence, held_out_N: T
         high=verdict.gain.high,
         vetoes=[veto.name for veto in verdict.vetoes],
         candidate_here=right[verdict.candidate] - right["zero_shot"],
-        judge_alone=surest if compared[surest].gain.low > 0 else None,
+        judge_alone=by_judge.candidate if by_judge.outcome == "adapted" else None,
         vetoes_alone=unvetoed[0] if unvetoed else None,
         more_confident=_mean_score(candidates["teacher"]) > _mean_score(zero_shot),
         more_informed=_information(candidates["teacher"]) > _information(zero_shot),

@@ -144,7 +144,7 @@ def _geometry(base: BaseModel) -> tuple[int, int, int]:
 def _learning_rate(width: int) -> tuple[float, str]:
     if not width:
         return 2e-5, "The paper's most common value for ViT-B/16; this tower has no width to go by."
-    rate = float(f"{2e-3 * min(1.0, (128 / width) ** 2.57):.2g}")
+    rate = max(2e-5, float(f"{2e-3 * min(1.0, (128 / width) ** 2.57):.2g}"))
     return rate, f"Narrower towers bear larger steps; this one is {width} wide."
 
 

@@ -4,6 +4,8 @@ A folder ``step-00000042-1a2b3c4d`` (the end stands for the run's identity) hold
 teacher, optimizer, moving average) and ``meta.json`` (step, identity, sha256). The schedule is a function of the step;
 crops, masks and order, and so the sampler's position, are functions of seed and step (docs/decisions/001): no random
 state is in it.
+
+A file ``accepted-1a2b3c4d`` names the checkpoint to go back to, and has a line that whoever accepted it wrote.
 """
 
 import hashlib
@@ -66,13 +68,11 @@ class Checkpoints:
         write_durably(self.folder / f"{_ACCEPTED}-{self._mark}", f"{self._path(step).name}\n{note}")
         self._prune()
 
-    def accepted(self, others: Iterable[Path] = ()) -> tuple[int, str] | None:
-        """Step and note of this run's last accepted checkpoint, in this folder or others."""
+    def accepted(self, others: Iterable[Path] = (), *, up_to: int) -> tuple[int, str] | None:
+        """Step and note of the last checkpoint of this run that was accepted, in this folder or others, by a step."""
         marks = [mark for folder in (self.folder, *others) if (mark := self._accepted_in(folder))]
-        if not marks:
-            return None
-        name, note = max(marks)
-        return int(name.removeprefix(_PREFIX).split("-")[0]), note
+        steps = [(int(name.removeprefix(_PREFIX).split("-")[0]), note) for name, note in marks]
+        return max((each for each in steps if each[0] <= up_to), default=None)
 
     def restore_accepted(self, run: Adaptation, others: Iterable[Path] = ()) -> int | None:
         """Load the last accepted checkpoint of this run from this folder or others; returns its step.

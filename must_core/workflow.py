@@ -360,12 +360,15 @@ class _Job:
         yield PhaseStarted("evaluating")
         looked, request = prepared.first_look, self.request
         zero_shot = Student.from_base(base, prepared.class_weights_DK, seed=request.seed).to(self.device)
-        candidates = {"teacher": run.teacher}
-        if looked.evidence is not None:
-            candidates |= {name: between(zero_shot, run.teacher, share) for name, share in STATIONS.items()}
+        names = ("teacher", *STATIONS) if looked.evidence is not None else ("teacher",)
+
+        def candidate(name: str) -> Student:
+            """Made when asked for: all at once may be more than a GPU holds."""
+            return run.teacher if name == "teacher" else between(zero_shot, run.teacher, STATIONS[name])
+
         opinions: dict[str, Opinion] = {}
-        for name, candidate in candidates.items():
-            opinions[name] = yield from self._alive(panel.opinion(candidate), "evaluating")
+        for name in names:
+            opinions[name] = yield from self._alive(panel.opinion(candidate(name)), "evaluating")
         verdict = None
         if request.guarded and looked.evidence is None:
             verdict = too_few_images(len(request.images))
@@ -376,7 +379,9 @@ class _Job:
         name = verdict.candidate if verdict else "teacher"
         metrics = evaluate.what_changed(looked.zero_shot.logits_NK, opinions[name].logits_NK)
         if request.evaluation is not None:
-            for measured, classifier in {"zero_shot": zero_shot, "student": run.student, **candidates}.items():
+            others = {"zero_shot": zero_shot, "student": run.student}
+            for measured in (*others, *names):
+                classifier = others.get(measured) or candidate(measured)
                 accuracies = yield from self._measured(classifier, request.evaluation, base)
                 metrics |= {f"{measured}_{metric}": value for metric, value in accuracies.items()}
         report = make_report(
@@ -389,7 +394,7 @@ class _Job:
         unknown = calibrate(
             looked.zero_shot.logits_NK, opinions[name].logits_NK, panel.held_out_N, logit_scale=base.logit_scale
         )
-        return _Chosen(name, candidates[name], metrics, verdict, report, unknown)
+        return _Chosen(name, candidate(name), metrics, verdict, report, unknown)
 
     def _publish(self, chosen: _Chosen, run: Adaptation, base: BaseModel, prepared: _Prepared) -> Iterator[Event]:
         yield PhaseStarted("publishing")

@@ -122,8 +122,10 @@ class GainOut(WireModel):
     """How much more often the adapted classifier is right than zero-shot, as estimated without labels."""
 
     estimate: float = Field(description="A share of the images looked at, −1 to 1.", examples=[0.201])
-    low: float = Field(description="Lower end of its 95 % interval.", examples=[0.14])
-    high: float = Field(description="Upper end of its 95 % interval.", examples=[0.263])
+    low: float = Field(
+        description="Lower end of its 95 % interval, which tells chance alone: the judge errs too.", examples=[0.14]
+    )
+    high: float = Field(description="Upper end of the same interval.", examples=[0.263])
     held_out_estimate: float | None = Field(
         default=None, description="The estimate on the images alone that were held out of training.", examples=[0.19]
     )

@@ -70,19 +70,23 @@ def decide(
 ) -> Verdict:
     """Choose among zero-shot and the candidates, of which there is at least one.
 
-    ``held_out_N`` marks the images that nobody trained on. Of the candidates, the one with the highest lower bound of
-    the gain is compared, those without a veto first. It is ``adapted`` when the bound is above 0, the held-out images
-    by themselves say the same, and there is no veto (``others`` are vetoes from elsewhere); ``zero_shot`` when there is
-    one or the upper bound is below 0; and else ``inconclusive``.
+    ``held_out_N`` marks the images that nobody trained on. A candidate is ``adapted`` when the gain's lower bound is
+    above 0, the held-out images by themselves have more votes for it than against it, and there is no veto (``others``
+    are vetoes from elsewhere); ``zero_shot`` when there is a veto, or the upper bound is below 0 and the held-out
+    images agree; and else ``inconclusive``. The verdict is that of the adapted candidate with the highest lower bound,
+    or else the first candidate's.
     """
     compared = {
         name: compare(evidence, zero_shot, opinion, held_out_N, seed=seed) for name, opinion in candidates.items()
     }
-    name = max(compared, key=lambda name: _rank(compared[name]))
-    gain, own = compared[name].gain, compared[name].vetoes
-    found = others + tuple(veto for veto in own if veto not in others)
-    outcome, reasons = _outcome(gain, found)
-    return Verdict(outcome=outcome, candidate=name, reasons=reasons, gain=gain, vetoes=found)
+    return choose_among(compared, others)
+
+
+def choose_among(compared: Mapping[str, Compared], others: tuple[Veto, ...] = ()) -> Verdict:
+    """What `decide` makes of its comparisons."""
+    verdicts = [_verdict(name, each, others) for name, each in compared.items()]
+    adapted = [verdict for verdict in verdicts if verdict.outcome == "adapted"]
+    return max(adapted, key=lambda v: (v.gain.low, v.gain.estimate), default=verdicts[0])
 
 
 def too_few_images(num_images: int) -> Verdict:
@@ -98,8 +102,10 @@ def too_few_images(num_images: int) -> Verdict:
     )
 
 
-def _rank(compared: Compared) -> tuple[bool, float, float]:
-    return not compared.vetoes, compared.gain.low, compared.gain.estimate
+def _verdict(name: str, compared: Compared, others: tuple[Veto, ...]) -> Verdict:
+    found = others + tuple(veto for veto in compared.vetoes if veto not in others)
+    outcome, reasons = _outcome(compared.gain, found)
+    return Verdict(outcome=outcome, candidate=name, reasons=reasons, gain=compared.gain, vetoes=found)
 
 
 def _outcome(gain: Gain, found: tuple[Veto, ...]) -> tuple[Outcome, tuple[str, ...]]:
@@ -117,6 +123,6 @@ def _outcome(gain: Gain, found: tuple[Veto, ...]) -> tuple[Outcome, tuple[str, .
         return "inconclusive", (told, "The gain does not show on images that nobody trained on, so zero-shot stays.")
     if gain.low > 0:
         return "adapted", (told,)
-    if gain.high < 0:
+    if gain.high < 0 and gain.held_out_estimate < 0:
         return "zero_shot", (told,)
     return "inconclusive", (told, "That may be chance, so zero-shot stays.")

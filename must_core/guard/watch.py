@@ -77,15 +77,21 @@ class Watch:
         return self._checkpoints.restore_accepted(self._run, self._earlier) if self._run.ranks.first else None
 
     def _accept(self, answers_N: Tensor) -> Seen:
-        step, settled = self._run.step_index, False
-        if before := self._checkpoints.accepted(self._earlier):
-            note = json.loads(before[1])
-            # An attempt that ended after this very look left nothing of the one before.
-            settled = note["settled"] if before[0] == step else _share_changed(note["answers"], answers_N) < SETTLED
+        step = self._run.step_index
+        settled = self._settled(step, answers_N)
         self._checkpoints.save(self._run)  # an earlier attempt's checkpoint is in another folder
         self._checkpoints.accept(step, json.dumps({"settled": settled, "answers": answers_N.tolist()}))
         return Seen(settled=settled)
 
-
-def _share_changed(before: list[int], answers_N: Tensor) -> float:
-    return float((answers_N != answers_N.new_tensor(before)).double().mean())
+    def _settled(self, step: int, answers_N: Tensor) -> bool:
+        before = self._checkpoints.accepted(self._earlier, up_to=step)
+        if before is None:
+            return False
+        try:
+            note = json.loads(before[1])
+            if before[0] == step:  # an attempt that ended after this very look left nothing of the one before
+                return note["settled"] is True
+            answers_before_N = answers_N.new_tensor(note["answers"])
+            return float((answers_N != answers_before_N).double().mean()) < SETTLED
+        except (ValueError, KeyError, TypeError, RuntimeError):  # no note, or one about other images
+            return False

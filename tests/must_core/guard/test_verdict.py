@@ -39,6 +39,29 @@ def test_the_best_candidate_is_compared() -> None:
     assert verdict_on(0.3, 0.2, 0.05, 0.15).candidate == "c1"
 
 
+def test_a_candidate_that_changes_nothing_hides_no_harm() -> None:
+    evidence, truth_N = clusters()
+    zero_shot, worse = opinion(evidence, truth_N), opinion(evidence, wrong_at(truth_N, 0.3, 2))
+    verdict = decide(evidence, zero_shot, {"teacher": worse, "near": zero_shot}, HELD_OUT_N)
+    assert (verdict.outcome, verdict.candidate) == ("zero_shot", "teacher")
+    collapsed = opinion(evidence, torch.zeros_like(truth_N))
+    verdict = decide(evidence, zero_shot, {"teacher": collapsed, "near": zero_shot}, HELD_OUT_N)
+    assert (verdict.outcome, verdict.candidate, bool(verdict.vetoes)) == ("zero_shot", "teacher", True)
+
+
+def test_a_candidate_that_may_not_be_shipped_does_not_keep_another_back() -> None:
+    """The first has the higher bound, and held-out images that say otherwise."""
+    evidence, truth_N = clusters()
+    zero_shot_N = wrong_at(truth_N, 0.4, 1)
+    by_heart_N = torch.where(HELD_OUT_N, zero_shot_N, truth_N)
+    better_N = torch.where(torch.arange(N) % 2 == 0, truth_N, zero_shot_N)
+    candidates = {"by heart": opinion(evidence, by_heart_N), "better": opinion(evidence, better_N)}
+    verdict = decide(evidence, opinion(evidence, zero_shot_N), candidates, HELD_OUT_N)
+    lows = [compare(evidence, opinion(evidence, zero_shot_N), c, HELD_OUT_N).gain.low for c in candidates.values()]
+    assert lows[0] > lows[1]
+    assert (verdict.outcome, verdict.candidate) == ("adapted", "better")
+
+
 def test_too_few_votes_decide_nothing() -> None:
     evidence, truth_N = clusters()
     before_N = truth_N.clone()

@@ -284,3 +284,26 @@ def test_settled_is_when_few_answers_changed_since_the_last_look(
         run.step_index += 1
         seen.append(_finished(watch.look()).settled)
     assert seen == [False, False, True]
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("note", ["", "{", "[]", '{"answers": "x"}', '{"answers": [0, 1]}', '{"settled": 1}'])
+def test_a_note_that_says_nothing_settles_nothing(
+    note: str, step: int, watched: Callable[[float], tuple[Watch, Adaptation]]
+) -> None:
+    watch, run = watched(0.0)
+    watch._checkpoints.save(run)
+    watch._checkpoints.accept(0, note)
+    run.step_index = step
+    assert not _finished(watch.look()).settled
+
+
+def test_a_look_is_not_compared_with_a_later_one(watched: Callable[[float], tuple[Watch, Adaptation]]) -> None:
+    """A damaged checkpoint sends a run back behind what it accepted."""
+    watch, run = watched(0.0)
+    run.step_index = 2
+    assert not _finished(watch.look()).settled
+    run.step_index = 1
+    assert not _finished(watch.look()).settled
+    run.step_index = 2
+    assert _finished(watch.look()).settled  # the control: the same answers as the look before

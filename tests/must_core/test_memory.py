@@ -23,12 +23,12 @@ TOWERS = [
 ]
 
 
-def test_the_estimate_is_above_what_a_step_takes_and_below_twice_that() -> None:
+def test_the_estimate_is_above_what_a_step_takes_and_not_far_above() -> None:
     command = [sys.executable, "-m", "tests.support.peak_main", json.dumps(TOWERS)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     for tower, line in zip(TOWERS, lines, strict=True):
         estimate, peak = map(int, line.split())
-        assert peak < estimate < 2 * peak, (tower, estimate / peak)
+        assert peak < estimate < 2.5 * peak, (tower, estimate / peak)
 
 
 def test_what_is_kept_grows_with_the_tower() -> None:

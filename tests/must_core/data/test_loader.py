@@ -237,6 +237,13 @@ def alive(pid: int) -> bool:
         return False
 
 
+def any_ends(pids: list[int], within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while all(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not all(map(alive, pids))
+
+
 def all_end(pids: list[int], within_s: float) -> bool:
     deadline = time.monotonic() + within_s
     while any(map(alive, pids)) and time.monotonic() < deadline:
@@ -256,8 +263,9 @@ def test_signals_to_the_group_are_the_parents() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_to_the_group_would_cost_a_loader_process(number: signal.Signals) -> None:
     """The control: what PyTorch does by itself."""
-    with loading(_GROUP_SIGNALS=set(), _heed_the_parent=lambda _: None) as (program, _, line):
+    with loading(_GROUP_SIGNALS=set(), _heed_the_parent=lambda _: None) as (program, workers, line):
         send_to_group(program, number)
+        assert any_ends(workers, within_s=30)  # on a busy machine that takes a while
         with suppress(BrokenPipeError):  # it may be over already
             line.send("go on")
         assert line.recv() == "lost a process"

@@ -243,7 +243,7 @@ def test_choices_go_by_the_tower_that_timm_brings() -> None:
     config, choices = choose({}, EVIDENCE, base, seed=0)
     assert (config.masking, config.mask_patch_size) == (True, 32)
     assert "512 wide" in choices["learning_rate_per_256"].reason
-    assert config.learning_rate_per_256 == pytest.approx(4e-3 * (128 / 512) ** 2.96, rel=0.05)
+    assert config.learning_rate_per_256 == pytest.approx(2e-3 * (128 / 512) ** 2.57, rel=0.05)
     with pytest.raises(InvalidConfig):
         check_fit({"mask_patch_size": 14}, base)
 

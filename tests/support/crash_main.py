@@ -20,6 +20,12 @@ from tests.support.tiny import CLASSES
 EVERY = 2
 
 
+def say(line: str) -> None:
+    """Write a line in one piece: torchrun's ranks share a pipe and are not buffered."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     """Run, perhaps not to the end."""
     root, kill_at, victim = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -54,11 +60,11 @@ def main() -> None:
         for event in run_adaptation(request, folders, checkpoint_interval_s=0, stop=stop, num_workers=1, ranks=ranks):
             if isinstance(event, Resumed):
                 resumed_at = event.step
-                print("resumed at", event.step, flush=True)  # noqa: T201 - read by the test
+                say(f"resumed at {event.step}")
             if event == PhaseStarted("training"):
                 steps_done = 0
             if isinstance(event, Progress):
-                print("step", event.step, flush=True)  # noqa: T201 - read by the test
+                say(f"step {event.step}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def write_results(folder: Path, results: Path) -> None:
     """Let every rule decide every trial in the folder; results of this version whose outputs are gone are kept."""
     keys = sorted((Key.of(file) for file in folder.glob("*.npz")), key=lambda key: (key.task, key.seed, key.setting))
     earlier = read_results(results) if results.exists() else []
-    kept = [r for r in earlier if r.version == VERSION and Key(r.task, r.seed, r.setting) not in keys]
+    kept = [r for r in earlier if Key(r.task, r.seed, r.setting) not in keys]
     found = sorted([*kept, *judged(keys, folder)], key=lambda r: (r.task, r.seed, r.setting))
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text("".join(json.dumps(asdict(result)) + "\n" for result in found), encoding="utf-8")

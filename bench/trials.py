@@ -131,6 +131,11 @@ class Scene:
         """The first of the unlabeled images are never trained on."""
         return round(len(self.unlabeled.labels_N) * HELD_OUT_SHARE)
 
+    @property
+    def training_NHWC(self) -> Pixels:  # noqa: N802 - named by its shape
+        """The others."""
+        return self.unlabeled.images_NHWC[self.num_held_out :]
+
     def pixels(self, images_NHWC: Pixels) -> Tensor:
         """Images as the tower takes them; they have its size already."""
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.base.preprocess.mean, self.base.preprocess.std))
@@ -140,6 +145,23 @@ class Scene:
 def look(classifier: Student, pixels_NCHW: Tensor) -> Opinion:
     """What a classifier says of images."""
     return Opinion.joined([opinion_of(classifier, part) for part in pixels_NCHW.split(256)])
+
+
+def evidence_for_auto(scene: Scene, zero_shot: Student) -> choosing.Evidence:
+    """What a run would know of the unlabeled images when its settings choose themselves."""
+    pixels_NCHW = scene.pixels(scene.unlabeled.images_NHWC)
+    said = look(zero_shot, pixels_NCHW)
+    flips, crops = (
+        float((look(zero_shot, other_NCHW).answers_N != said.answers_N).double().mean())
+        for other_NCHW in (pixels_NCHW.flip(-1), crop(pixels_NCHW, enlarged=0.5, top=0.5, left=0.5))
+    )
+    return choosing.Evidence(
+        num_images=len(scene.training_NHWC),
+        num_classes=scene.weights_DK.shape[1],
+        flip_disagreement=flips,
+        crop_disagreement=crops,
+        low_score=low_score(said),
+    )
 
 
 def run_trial(key: Key, folder: Path) -> None:
@@ -157,25 +179,13 @@ def run_trial(key: Key, folder: Path) -> None:
         kept[f"{name}/test_logits_TK"] = look(classifier, test_TCHW).logits_NK.half().numpy()
 
     keep("zero_shot", zero_shot)
-    said = look(zero_shot, pixels_NCHW)
-    flips, crops = (
-        float((look(zero_shot, other_NCHW).answers_N != said.answers_N).double().mean())
-        for other_NCHW in (pixels_NCHW.flip(-1), crop(pixels_NCHW, enlarged=0.5, top=0.5, left=0.5))
-    )
-    training_NHWC = scene.unlabeled.images_NHWC[scene.num_held_out :]
-    evidence = choosing.Evidence(
-        num_images=len(training_NHWC),
-        num_classes=scene.weights_DK.shape[1],
-        flip_disagreement=flips,
-        crop_disagreement=crops,
-        low_score=low_score(said),
-    )
+    evidence = evidence_for_auto(scene, zero_shot)
     auto = choosing.choose({}, evidence, scene.base, seed=key.seed)[0].to_dict()
     config, _ = choosing.choose(SETTINGS[key.setting](auto), evidence, scene.base, seed=key.seed)
-    run = Adaptation(deepcopy(zero_shot), config, steps_per_epoch=len(training_NHWC) // config.batch_size)
+    run = Adaptation(deepcopy(zero_shot), config, steps_per_epoch=evidence.num_images // config.batch_size)
     curve: list[list[float]] = []
     try:
-        for report in adapt(run, InMemory(training_NHWC), scene.base.preprocess, report_interval_s=0):
+        for report in adapt(run, InMemory(scene.training_NHWC), scene.base.preprocess, report_interval_s=0):
             assert isinstance(report, Progress)  # noqa: S101 - nothing is saved and nobody stops it
             curve.append(list(report.metrics.values()))
         keep("teacher", run.teacher)

@@ -24,12 +24,10 @@ import torch
 from torch import Tensor
 
 from bench.tasks import Task, all_tasks, leaving_out, seed_of
-from bench.trials import InMemory, Scene, look
+from bench.trials import InMemory, Scene, evidence_for_auto, look
 from must_core import auto as choosing
 from must_core.adapt import adapt
 from must_core.adaptation import Adaptation
-from must_core.first_look import low_score
-from must_core.guard.judge import crop
 from must_core.interpolation import between
 from must_core.student import Student
 from must_core.unknown import lower_limit, raw_scores
@@ -118,23 +116,10 @@ def _flagged(scores_N: Tensor, calibration_N: Tensor) -> float:
 
 def _adapted(scene: Scene, zero_shot: Student, seed: int) -> Student:
     """The teacher of a run whose settings chose themselves."""
-    pixels_NCHW = scene.pixels(scene.unlabeled.images_NHWC)
-    said = look(zero_shot, pixels_NCHW)
-    flips, crops = (
-        float((look(zero_shot, other_NCHW).answers_N != said.answers_N).double().mean())
-        for other_NCHW in (pixels_NCHW.flip(-1), crop(pixels_NCHW, enlarged=0.5, top=0.5, left=0.5))
-    )
-    images_NHWC = scene.unlabeled.images_NHWC[scene.num_held_out :]
-    evidence = choosing.Evidence(
-        num_images=len(images_NHWC),
-        num_classes=scene.weights_DK.shape[1],
-        flip_disagreement=flips,
-        crop_disagreement=crops,
-        low_score=low_score(said),
-    )
+    evidence = evidence_for_auto(scene, zero_shot)
     config, _ = choosing.choose({}, evidence, scene.base, seed=seed)
-    run = Adaptation(deepcopy(zero_shot), config, steps_per_epoch=len(images_NHWC) // config.batch_size)
-    for _ in adapt(run, InMemory(images_NHWC), scene.base.preprocess):
+    run = Adaptation(deepcopy(zero_shot), config, steps_per_epoch=evidence.num_images // config.batch_size)
+    for _ in adapt(run, InMemory(scene.training_NHWC), scene.base.preprocess):
         pass
     return run.teacher
 

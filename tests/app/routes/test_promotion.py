@@ -10,7 +10,6 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.config import Settings
-from app.database import make_engine, make_sessionmaker
 from app.ids import new_id
 from app.jobs.ledger import Ledger
 from app.jobs.messages import Publication
@@ -34,14 +33,6 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 def client(settings: Settings) -> Iterator[TestClient]:
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def ledger(client: TestClient, settings: Settings) -> Iterator[Ledger]:
-    """The client's, which has migrated it."""
-    engine = make_engine(settings.resolved_database_url)
-    yield Ledger(make_sessionmaker(engine))
-    engine.dispose()
 
 
 @pytest.fixture(scope="module")

@@ -185,6 +185,7 @@ def test_loader_processes_have_one_thread() -> None:
 def load(connection: Connection, changes: dict[str, object]) -> None:
     """The body of a program in a process group of its own: starts to load, waits to be told, loads on and fails."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
     for name, value in changes.items():
         setattr(loader, name, value)
     torch.set_num_threads(3)  # gives its loader processes threads that PyTorch starts before we have a say
@@ -237,13 +238,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def any_ends(pids: list[int], within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
-    while all(map(alive, pids)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not all(map(alive, pids))
-
-
 def all_end(pids: list[int], within_s: float) -> bool:
     deadline = time.monotonic() + within_s
     while any(map(alive, pids)) and time.monotonic() < deadline:
@@ -263,9 +257,8 @@ def test_signals_to_the_group_are_the_parents() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_to_the_group_would_cost_a_loader_process(number: signal.Signals) -> None:
     """The control: what PyTorch does by itself."""
-    with loading(_GROUP_SIGNALS=set(), _heed_the_parent=lambda _: None) as (program, workers, line):
+    with loading(_GROUP_SIGNALS=set(), _heed_the_parent=lambda _: None) as (program, _, line):
         send_to_group(program, number)
-        assert any_ends(workers, within_s=30)  # on a busy machine that takes a while
         with suppress(BrokenPipeError):  # it may be over already
             line.send("go on")
         assert line.recv() == "lost a process"

@@ -105,7 +105,10 @@ class Settings(BaseSettings):
     """How often a trainer saves what it has: a killed attempt costs at most this much work."""
 
     stall_timeout: Duration = timedelta(minutes=10)
-    """A trainer that reports nothing for this long is killed and the attempt retried."""
+    """A trainer that makes no progress for this long (no step, no part of anything) is killed and tried again."""
+
+    silence_timeout: Duration = timedelta(minutes=2)
+    """A trainer that gives no sign of life for this long, after its first one, is killed and the attempt retried."""
 
     stop_grace: Duration = timedelta(seconds=30)
     """What a trainer gets to write a checkpoint after it was asked to stop, before it is killed."""

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,17 @@ class RunFolders:
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """``preparing``, ``training``, ``evaluating`` or ``publishing``; told again as a sign of life."""
+    """``preparing``, ``training``, ``evaluating`` or ``publishing``."""
 
     phase: str
+
+
+@dataclass(frozen=True)
+class Worked:
+    """A part of something long that has no steps is done: texts encoded, images packed, a batch looked at."""
+
+    num_done: int
+    """Parts of all kinds since this run began, so that it only grows."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,9 @@ class Completed:
     unknown: Calibration | None = None
 
 
-Event = PhaseStarted | Chosen | Resumed | Progress | CheckpointSaved | RolledBack | Settled | Stopped | Completed
+Event = (
+    PhaseStarted | Worked | Chosen | Resumed | Progress | CheckpointSaved | RolledBack | Settled | Stopped | Completed
+)
 
 
 def run_adaptation(
@@ -205,6 +216,8 @@ class _Job:
     num_workers: int
     device: str
     ranks: Ranks
+    parts: Iterator[int] = field(default_factory=lambda: count(1))
+    """Counts what `Worked` tells."""
 
     def run(self) -> Iterator[Event]:
         """The phases, one after the other."""
@@ -240,7 +253,7 @@ class _Job:
         request = self.request
         base.to(self.device)
         ensemble = PromptEnsemble(base, request.classes, request.templates)
-        yield from self._alive(iter(ensemble), "preparing")
+        yield from self._in_parts(iter(ensemble))
         base.to("cpu")
         if not request.images:
             raise InvalidConfig("There are no images.", code="no_usable_images", param="images")
@@ -248,7 +261,7 @@ class _Job:
         split = hold_out(num_images, seed=request.seed) if request.guarded else no_held_out(num_images)
         zero_shot = Student.from_base(base, ensemble.weights_DK).to(self.device)
         looking = first_look(zero_shot, self._panel(base, split), for_the_judge=len(split.held_out) > 0)
-        looked = yield from self._alive(looking, "preparing")
+        looked = yield from self._in_parts(looking)
         evidence = Evidence(
             num_images=len(split.training),
             num_classes=len(request.classes),
@@ -333,13 +346,13 @@ class _Job:
         """The loop's reports, to their end or a collapse; returns as `_train` does."""
         seen = Seen()
         if watch is not None and run.step_index in watch.milestones:  # an attempt ended on its way to this look
-            seen = yield from self._alive(watch.look(), "training", heed_stop=self.ranks.world_size == 1)
+            seen = yield from self._in_parts(watch.look(), heed_stop=self.ranks.world_size == 1)
         while not seen.collapse and not self._ends(seen) and (report := next(reports, None)) is not None:
             if isinstance(report, Stopped):
                 raise _StopAsked
             yield report
             if watch is not None:
-                seen = yield from self._alive(watch.heed(report), "training", heed_stop=self.ranks.world_size == 1)
+                seen = yield from self._in_parts(watch.heed(report), heed_stop=self.ranks.world_size == 1)
         if not seen.collapse or watch is None:
             if run.step_index < run.total_steps:
                 yield Settled(run.step_index)
@@ -368,7 +381,7 @@ class _Job:
 
         opinions: dict[str, Opinion] = {}
         for name in names:
-            opinions[name] = yield from self._alive(panel.opinion(candidate(name)), "evaluating")
+            opinions[name] = yield from self._in_parts(panel.opinion(candidate(name)))
         verdict = None
         if request.guarded and looked.evidence is None:
             verdict = too_few_images(len(request.images))
@@ -437,7 +450,7 @@ class _Job:
             device=self.device,
             num_workers=self.num_workers,
         )
-        yield from self._alive(counting, "evaluating")
+        yield from self._in_parts(counting)
         return dict(tally.accuracy())
 
     def _decoded_once(self, paths: ImageList) -> Generator[Event, None, Sequence[Path] | PackedImages]:
@@ -450,7 +463,7 @@ class _Job:
         stopping = disk_full = False
         if ranks.first_of_host:
             try:
-                yield from self._alive(packing(paths, cache, num_workers=self.num_workers), "preparing")
+                yield from self._in_parts(packing(paths, cache, num_workers=self.num_workers))
             except _StopAsked:
                 stopping = True
             except OSError as e:
@@ -463,14 +476,14 @@ class _Job:
             raise _StopAsked
         return paths if disk_full else PackedImages(cache)
 
-    def _alive(self, work: Iterator[Any], phase: str, *, heed_stop: bool = True) -> Generator[Event, None, Any]:
-        """What a generator returns; a sign of life each time it yields. Raises `_StopAsked` when told to stop."""
+    def _in_parts(self, work: Iterator[Any], *, heed_stop: bool = True) -> Generator[Event, None, Any]:
+        """What a generator returns; `Worked` each time it yields. Raises `_StopAsked` when told to stop."""
         while True:
             try:
                 next(work)
             except StopIteration as e:
                 return e.value
-            yield PhaseStarted(phase)
+            yield Worked(next(self.parts))
             if heed_stop and self.stop():
                 raise _StopAsked
 

@@ -65,6 +65,7 @@ def _options(settings: Settings, overrides: Mapping[str, Any]) -> SupervisorOpti
         checkpoint_interval=settings.checkpoint_interval,
         lease=settings.lease,
         stall_timeout=settings.stall_timeout,
+        silence_timeout=settings.silence_timeout,
         stop_grace=settings.stop_grace,
     )
     return replace(options, **overrides)

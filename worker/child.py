@@ -1,22 +1,24 @@
-"""The trainer's side of the protocol: reports out, the wish to stop in, and no life without the supervisor."""
+"""The trainer's side of the protocol: reports and beats out, the wish to stop in, no life without the supervisor."""
 
 import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 
-from worker.protocol import REPORT_FD_VARIABLE, AnyReport, format_report
+from worker.protocol import REPORT_FD_VARIABLE, AnyReport, BeatReport, format_report
 
 ORPHANED = 99
 """Exit code after the supervisor died. Nobody is left to read it."""
+BEAT_INTERVAL_S = 2.0
 
 
 class TrainerLink:
     """A trainer's connection to its supervisor. Make one in the main thread, before anything slow.
 
-    Without ``MUST_REPORT_FD`` in the environment (a trainer started by hand) reports go to stderr and stdin is left
-    alone.
+    It beats from then on. Without ``MUST_REPORT_FD`` in the environment (a trainer started by hand) it does not,
+    reports go to stderr, and stdin is left alone.
     """
 
     def __init__(self) -> None:
@@ -28,6 +30,7 @@ class TrainerLink:
         if number is not None:
             os.set_inheritable(self._fd, False)  # data-loading children must not keep it open
             threading.Thread(target=_die_with_parent, name="parent-watch", daemon=True).start()
+            threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
     @property
     def stop_requested(self) -> bool:
@@ -43,6 +46,11 @@ class TrainerLink:
                     content = content[os.write(self._fd, content) :]
             except BrokenPipeError:
                 os._exit(ORPHANED)
+
+    def _beat(self) -> None:
+        while True:
+            self.send(BeatReport())
+            time.sleep(BEAT_INTERVAL_S)
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the handler's signature
         self._stop.set()

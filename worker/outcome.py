@@ -18,7 +18,9 @@ class Interruption(Enum):
     CANCEL = auto()
     """The user's wish."""
     STALLED = auto()
-    """The trainer was silent for too long."""
+    """The trainer made no progress for too long, however it beat."""
+    SILENT = auto()
+    """The trainer gave no sign of life for too long."""
     LOST = auto()
     """The job is somebody else's."""
 
@@ -44,6 +46,7 @@ class Outcome:
 
 
 STALLED = JobError(code="trainer_stalled", message="The training stopped making progress.")
+SILENT = JobError(code="trainer_unresponsive", message="The training process stopped answering.")
 NO_RESULT = JobError(code="internal_error", message="The training ended without a result.")
 INTERNAL = JobError(code="internal_error", message="Something went wrong that is not your fault.")
 
@@ -70,6 +73,8 @@ def judge(  # noqa: PLR0911 - a decision table
         )
     if interruption is Interruption.STALLED:
         return Outcome(ending=Ending.RETRY, error=STALLED)
+    if interruption is Interruption.SILENT:
+        return Outcome(ending=Ending.RETRY, error=SILENT)
     if stopped:
         return Outcome(ending=Ending.RELEASE)  # also when it had to be killed: the stop was not its fault
     return _accident(code)

@@ -7,8 +7,11 @@ Supervisor to trainer:
 - SIGTERM: write a checkpoint at the next step, then exit with `ExitCode.STOPPED`.
 - End of file on stdin: the supervisor is gone; exit at once.
 
-Trainer to supervisor: reports, one JSON object a line, and the exit code. A trainer that reports nothing for the
-stall timeout is killed, so one that does slow things reports ``progress`` or ``phase`` again while it does them.
+Trainer to supervisor: reports, one JSON object a line, and the exit code. Two timers watch them. Any report is a sign
+of life: a trainer that has reported once and then falls silent is killed, so `TrainerLink` sends ``beat`` on a thread
+of its own. Progress is a phase that is new, or a ``step`` or ``num_done`` higher than any before: a trainer that makes
+none for the stall timeout is killed however it beats, so one that does something long without steps counts what it has
+done in ``work``.
 """
 
 import math
@@ -102,6 +105,24 @@ class PhaseReport:
     type: Literal["phase"] = "phase"
     v: Literal[1] = 1
     phase: Word
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BeatReport:
+    """The trainer's process lives and its threads run. Says nothing about its work."""
+
+    type: Literal["beat"] = "beat"
+    v: Literal[1] = 1
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class WorkReport:
+    """Something long that has no steps gets on: texts are encoded, images packed, a bundle written."""
+
+    type: Literal["work"] = "work"
+    v: Literal[1] = 1
+    num_done: Count
+    """Of whatever is counted; grows over the whole attempt."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -305,7 +326,9 @@ class ErrorReport:
 
 
 AnyReport = (
-    PhaseReport
+    BeatReport
+    | PhaseReport
+    | WorkReport
     | ChoicesReport
     | ProgressReport
     | MetricsReport

@@ -1,6 +1,8 @@
 """Between the trainer's reports, which come as fast as it likes, and the ledger, which is told about once a second."""
 
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -11,6 +13,7 @@ import structlog
 
 from app.jobs.messages import EventType, Report
 from worker.protocol import (
+    BeatReport,
     CheckpointReport,
     ChoicesReport,
     ErrorReport,
@@ -21,6 +24,7 @@ from worker.protocol import (
     ResultReport,
     RolledBackReport,
     SettledReport,
+    WorkReport,
     parse_report,
 )
 
@@ -31,7 +35,14 @@ EVENT_SPACING_SHARE = 0.01
 """A metrics event is kept at most every two seconds, and at most every hundredth of the attempt's age: a few hundred
 for a run of a day."""
 MAX_PHASE_EVENTS = 100
+MAX_RARE_EVENTS = 20
+"""Of the kinds that a sound trainer tells once."""
+MAX_COMPLAINTS = 20
+"""Lines that are no reports: so many are logged, the others are counted."""
+MAX_EVENTS = {EventType.PHASE: MAX_PHASE_EVENTS, EventType.METRICS: sys.maxsize}  # those are thinned out by time
 MAX_PENDING_EVENTS = 500
+MAX_MARKS = 200
+"""By which progress is told: phases, and work. A trainer that invents more makes no progress by that."""
 TRAINING = "training"
 
 
@@ -41,9 +52,12 @@ class Relay:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = Lock()
-        self._started = self._last_heard = clock()
+        self._started = self._last_progress = clock()
+        self._last_heard: float | None = None
         self._last_event = float("-inf")
-        self._num_phase_events = 0
+        self._num_events: Counter[EventType] = Counter()
+        self._num_malformed = 0
+        self._reached: dict[str, int] = {}
         self._phase: str | None = None
         self._progress: Mapping[str, Any] | None = None
         self._training_began: tuple[int, float] | None = None
@@ -55,28 +69,41 @@ class Relay:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the last valid report, or since the start."""
-        return self._clock() - self._last_heard
+        """Seconds since the last valid report; 0 before the first, for a program may take long to start."""
+        return 0.0 if self._last_heard is None else self._clock() - self._last_heard
 
-    def excuse_silence(self) -> None:
-        """Start the count of silent seconds anew: it was we who were not listening."""
-        self._last_heard = self._clock()
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the last progress, or since the start."""
+        return self._clock() - self._last_progress
+
+    def excuse(self) -> None:
+        """Start both counts of seconds anew: it was we who were not listening."""
+        self._last_progress = self._clock()
+        if self._last_heard is not None:
+            self._last_heard = self._clock()
 
     def take_in(self, line: bytes) -> None:
         """Hear one line. What is no report is logged and ignored; it does not count as a sign of life."""
         try:
             report = parse_report(line)
         except ProtocolError as e:
-            _log.warning("report_malformed", num_bytes=len(line), error=str(e))
+            self._complain(line, e)
             return
         with self._lock:
             self._last_heard = self._clock()
             match report:
+                case BeatReport():
+                    pass
+                case WorkReport():
+                    self._reach("work", report.num_done)
                 case PhaseReport():
+                    self._reach(f"phase {report.phase}", 0)
                     self._enter(report.phase, {**(self._progress or {}), "phase": report.phase})
                 case ProgressReport():
                     progress = asdict(report)
                     del progress["type"], progress["v"]
+                    self._reach(f"phase {report.phase}", report.step)
                     self._enter(report.phase, progress)
                     self._add(remaining=self._remaining(report))
                 case MetricsReport():
@@ -93,6 +120,7 @@ class Relay:
                 case SettledReport():
                     self._add(event=(EventType.SETTLED, {"step": report.step}))
                 case ResultReport():
+                    self._reach("result", 0)
                     self.result = report
                 case ErrorReport():
                     self.error = report
@@ -117,11 +145,22 @@ class Relay:
             events = (*report.events, *newer.events)[-MAX_PENDING_EVENTS:]
             self._pending = replace(self._pending, events=events)
 
+    def _reach(self, mark: str, count: int) -> None:
+        """Note how far the trainer is by one of its counts; only what is new or higher is progress."""
+        if mark not in self._reached and len(self._reached) >= MAX_MARKS:
+            return
+        if count > self._reached.get(mark, -1):
+            self._reached[mark] = count
+            self._last_progress = self._clock()
+
+    def _complain(self, line: bytes, error: ProtocolError) -> None:
+        self._num_malformed += 1
+        if self._num_malformed <= MAX_COMPLAINTS:
+            last = self._num_malformed == MAX_COMPLAINTS
+            _log.warning("report_malformed", num_bytes=len(line), error=str(error)[:500], last_told=last)
+
     def _enter(self, phase: str, progress: Mapping[str, Any]) -> None:
-        event = None
-        if phase != self._phase and self._num_phase_events < MAX_PHASE_EVENTS:
-            event = (EventType.PHASE, {"phase": phase})
-            self._num_phase_events += 1
+        event = None if phase == self._phase else (EventType.PHASE, {"phase": phase})
         self._phase, self._progress = phase, progress
         self._add(progress=progress, event=event)
 
@@ -148,5 +187,8 @@ class Relay:
 
     def _add(self, *, event: tuple[EventType, Mapping[str, Any]] | None = None, **values: Any) -> None:
         changes = {name: value for name, value in values.items() if value is not None}
-        events = self._pending.events if event is None else (*self._pending.events, event)
+        events = self._pending.events
+        if event is not None and self._num_events[event[0]] < MAX_EVENTS.get(event[0], MAX_RARE_EVENTS):
+            self._num_events[event[0]] += 1
+            events = (*events, event)
         self._pending = replace(self._pending, events=events[-MAX_PENDING_EVENTS:], **changes)

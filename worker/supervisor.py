@@ -51,6 +51,7 @@ class SupervisorOptions:
     checkpoint_interval: timedelta = timedelta(seconds=30)
     lease: timedelta
     stall_timeout: timedelta
+    silence_timeout: timedelta
     stop_grace: timedelta
     trainer: Sequence[str] = (sys.executable, "-m", "worker.trainer")
     """The program to run; the path of the spec is appended."""
@@ -185,7 +186,7 @@ class _Attempt:
 
     def _adapt(self) -> tuple[Outcome, ResultReport | None]:
         run, spec = self._prepare()
-        self._relay.excuse_silence()
+        self._relay.excuse()
         trainer = Trainer(
             [*self._options.trainer, str(run.spec)],
             log_path=run.log,
@@ -245,7 +246,7 @@ class _Attempt:
         while not trainer.exited:
             if reason is None and (reason := self._reason(trainer)) is not None:
                 _log.info("trainer_stopping", reason=reason.name.lower())
-                if reason in {Interruption.LOST, Interruption.STALLED}:
+                if reason in {Interruption.LOST, Interruption.STALLED, Interruption.SILENT}:  # it could not obey
                     trainer.kill()
                 else:
                     trainer.ask_to_stop()
@@ -261,21 +262,20 @@ class _Attempt:
             self._wake.wait(MAX_WAIT_S)
             self._wake.clear()
             if time.monotonic() - before > MAX_WAIT_S + ASLEEP_S:
-                self._relay.excuse_silence()  # this process was stopped or starved: it could not have heard anything
+                self._relay.excuse()  # this process was stopped or starved: it could not have heard anything
         return reason
 
     def _reason(self, trainer: Trainer | None = None) -> Interruption | None:
-        if self._link.lost:
-            return Interruption.LOST
-        if self._link.cancel_requested:
-            return Interruption.CANCEL
-        if self._stopping.is_set():
-            return Interruption.SHUTDOWN
-        if self._link.overdue:
-            return Interruption.OVERDUE
-        if trainer is not None and self._relay.silent_s > self._options.stall_timeout.total_seconds():
-            return Interruption.STALLED
-        return None
+        watched, options = self._relay, self._options
+        reasons = {
+            Interruption.LOST: self._link.lost,
+            Interruption.CANCEL: self._link.cancel_requested,
+            Interruption.SHUTDOWN: self._stopping.is_set(),
+            Interruption.OVERDUE: self._link.overdue,
+            Interruption.SILENT: trainer is not None and watched.silent_s > options.silence_timeout.total_seconds(),
+            Interruption.STALLED: trainer is not None and watched.stalled_s > options.stall_timeout.total_seconds(),
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
 
     def _check(self) -> None:
         if (reason := self._reason()) is not None:

@@ -6,6 +6,7 @@ Started as ``python -m worker.trainer SPEC``; see worker/protocol.py.
 import json
 import os
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from must_core.workflow import (
     RolledBack,
     RunFolders,
     Settled,
+    Worked,
     run_adaptation,
 )
 from worker import protocol
@@ -43,6 +45,7 @@ from worker.protocol import ErrorReport, ExitCode, TrainerSpec
 _log = structlog.get_logger(__name__)
 
 _REPORT = TypeAdapter(protocol.RunReport)
+WORK_SPACING_S = 1.0
 _USAGE = (InvalidClasses, InvalidConfig, UnknownModel)
 
 
@@ -68,7 +71,7 @@ def main() -> int:
 
 
 def _train(spec: TrainerSpec, link: TrainerLink) -> int:
-    phase = "preparing"
+    phase, next_work = "preparing", 0.0
     for event in run_adaptation(
         _request(spec),
         RunFolders(
@@ -84,6 +87,10 @@ def _train(spec: TrainerSpec, link: TrainerLink) -> int:
             case PhaseStarted(name):
                 phase = name
                 link.send(protocol.PhaseReport(phase=name))
+            case Worked(num_done):
+                if time.monotonic() >= next_work:  # packing tells of thousands of images a second
+                    next_work = time.monotonic() + WORK_SPACING_S
+                    link.send(protocol.WorkReport(num_done=num_done))
             case Chosen(choices):
                 reasoned = {k: protocol.Choice(value=c.value, reason=c.reason) for k, c in choices.items()}
                 link.send(protocol.ChoicesReport(choices=reasoned))

@@ -25,7 +25,7 @@ from must_core.student import Student
 
 _BATCH = 64
 _CPU_BATCH = 8
-"""A sign of life follows each batch, and the first look asks eleven times about an image."""
+"""A sign of progress follows each batch, and the first look asks eleven times about an image."""
 _HELD_OUT_SHARE = 5
 _MOST_HELD_OUT = 2000
 _FEWEST_OTHERS = 1024

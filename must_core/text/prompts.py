@@ -137,7 +137,7 @@ def check_lengths(base: BaseModel, classes: Sequence[ClassSpec], templates: Sequ
     """Check that no text is longer than the model reads, since open_clip would cut it without a word.
 
     Raises `InvalidClasses` ``class_name_too_long`` or ``prompt_too_long``. Millions of texts take minutes at worst;
-    `length_checks` does the same with signs of life.
+    `length_checks` does the same with signs of progress.
     """
     for _ in length_checks(base, classes, templates):
         pass

@@ -20,7 +20,7 @@ from must_core.files import sha256_of
 from must_core.memory import Memory
 from must_core.presets import PRESETS
 from must_core.text.prompts import ClassSpec
-from must_core.workflow import AdaptRequest, Completed, Event, Resumed, RunFolders, run_adaptation
+from must_core.workflow import AdaptRequest, Completed, Event, PhaseStarted, Resumed, RunFolders, Worked, run_adaptation
 from tests.support.tiny import CLASSES, make_base, make_images
 
 
@@ -167,3 +167,29 @@ def test_a_run_that_must_take_parts_goes_on_with_other_ones(tmp_path: Path, monk
     assert taken == [2, 8]
     assert any(isinstance(event, Resumed) for event in events)
     assert isinstance(events[-1], Completed)
+
+
+def test_long_work_without_steps_tells_of_its_parts(tmp_path: Path) -> None:
+    """A thousand classes' texts, the first look, the cache: whoever watches must see that each gets on."""
+    request = AdaptRequest(
+        base_model=make_base(tmp_path / "base"),
+        classes=tuple(ClassSpec(f"thing {n}") for n in range(1000)),
+        templates=("a {}.", "the {}."),
+        images=make_images(tmp_path / "images", 40),
+        hyperparameters={"epochs": 1, "batch_size": 16},
+    )
+    folders = RunFolders(bundle=tmp_path / "bundle", checkpoints=tmp_path / "checkpoints", cache=tmp_path / "cache")
+    events = list(run_adaptation(request, folders, num_workers=0, device="cpu"))
+    told = [event.num_done for event in events if isinstance(event, Worked)]
+    assert told == list(range(1, len(told) + 1)), "the count only grows, whatever is counted"
+    phases = [event for event in events if isinstance(event, PhaseStarted)]
+    assert [each.phase for each in phases] == ["preparing", "training", "evaluating", "publishing"], "told once each"
+    parts: dict[str, int] = {}
+    phase = ""
+    for event in events:
+        if isinstance(event, PhaseStarted):
+            phase = event.phase
+        parts[phase] = parts.get(phase, 0) + isinstance(event, Worked)
+    texts, looks = 2000 // 256, 40 // 8
+    assert parts["preparing"] >= texts + looks + 40, "batches of texts, batches looked at, images packed"
+    assert parts["evaluating"] >= looks

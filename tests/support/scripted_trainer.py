@@ -4,7 +4,9 @@ Its script is the job's ``hyperparameters``:
 
 - ``steps``, ``step_ms``: length; it writes a checkpoint after every step and resumes like a real one.
 - ``crash_at``: {step: what}, with what one of ``exit N``, ``signal N``, ``usage``, ``fatal``, ``transient``, ``hang``
-  (no reports any more), ``flood`` (reports as fast as it can for a while), ``garbage`` (lines that are no reports).
+  (beats and nothing else any more), ``babble`` (reports without end that tell of no progress), ``work N`` (for N
+  seconds no steps, but parts of something), ``close`` (closes the report line and runs on), ``flood`` (reports as fast
+  as it can for a while), ``garbage`` (lines that are no reports), ``say N`` (N MB on stdout).
 - ``only_attempt``: crash in this attempt only.
 - ``deaf``: ignore SIGTERM.
 - ``grandchild``: start a process that would outlive it, and say its pid in the metrics.
@@ -44,8 +46,10 @@ from worker.protocol import (
     ResultReport,
     RolledBackReport,
     RunReport,
+    SettledReport,
     TrainerSpec,
     Verdict,
+    WorkReport,
     parse_spec,
 )
 
@@ -98,25 +102,50 @@ def _misbehave(link: TrainerLink, spec: TrainerSpec, script: dict[str, Any], ste
     if what is None or script.get("only_attempt", spec.attempt) != spec.attempt:
         return
     word, _, number = what.partition(" ")
+    if word in {"exit", "signal", "usage", "fatal", "transient"}:
+        _end(link, word, number)
+    if word in {"hang", "babble", "work", "close"}:
+        _linger(link, word, number, step)
+    if word == "flood":
+        for n in range(5000):
+            link.send(MetricsReport(metrics={"n": n}))
+            link.send(SettledReport(step=n))
+    if word == "garbage":
+        fd = int(os.environ["MUST_REPORT_FD"])
+        for line in (b"{\n", b"\xff\xfe\n", b'{"type":"phase","v":2,"phase":"x"}\n', b"x" * 10**6 + b"\n"):
+            os.write(fd, line) if len(line) < 4096 else _write_all(fd, line)
+    if word == "say":
+        for _ in range(int(number)):
+            sys.stdout.write("lorem ipsum\n" * 87_381)
+        sys.stdout.flush()
+
+
+def _end(link: TrainerLink, word: str, number: str) -> None:
     if word == "exit":
         os._exit(int(number))
     if word == "signal":
         print("about to die", flush=True)  # noqa: T201 - the log is under test
         os.kill(os.getpid(), int(number))
         time.sleep(60)
-    if word in {"usage", "fatal", "transient"}:
-        link.send(ErrorReport(kind=word, code=f"scripted_{word}", message="As told.", param="crash_at"))  # type: ignore[arg-type]
-        os._exit({"usage": 64, "fatal": 70, "transient": 75}[word])
-    if word == "hang":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(300)
-    if word == "flood":
-        for n in range(5000):
+    link.send(ErrorReport(kind=word, code=f"scripted_{word}", message="As told.", param="crash_at"))  # type: ignore[arg-type]
+    os._exit({"usage": 64, "fatal": 70, "transient": 75}[word])
+
+
+def _linger(link: TrainerLink, word: str, number: str, step: int) -> None:
+    if word == "work":
+        for n in range(int(number) * 5):
+            link.send(WorkReport(num_done=n))
+            time.sleep(0.2)
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if word == "close":
+        os.close(int(os.environ["MUST_REPORT_FD"]))
+    for n in range(3000):
+        if word == "babble":
+            link.send(PhaseReport(phase="preparing" if n % 2 else "training"))
+            link.send(ProgressReport(phase="training", step=step - 1, total_steps=9))
             link.send(MetricsReport(metrics={"n": n}))
-    if word == "garbage":
-        fd = int(os.environ["MUST_REPORT_FD"])
-        for line in (b"{\n", b"\xff\xfe\n", b'{"type":"phase","v":2,"phase":"x"}\n', b"x" * 10**6 + b"\n"):
-            os.write(fd, line) if len(line) < 4096 else _write_all(fd, line)
+        time.sleep(0.1)
 
 
 def _write_all(fd: int, content: bytes) -> None:

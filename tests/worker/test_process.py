@@ -2,10 +2,14 @@
 
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
+
+import pytest
 
 from tests.support.workers import is_running, wait_for
 from worker import process
@@ -92,7 +96,19 @@ def test_a_child_left_behind_by_a_good_exit_is_ended_too(tmp_path: Path) -> None
     wait_for(lambda: not is_running(int(lines[0])), timeout_s=5)
 
 
-def test_the_trainer_dies_with_the_thread_that_started_it(tmp_path: Path) -> None:
+SHIM_WITHOUT = "PR_SET_PDEATHSIG = 1", "PR_SET_PDEATHSIG = 3  # PR_GET_DUMPABLE: asks and changes nothing"
+
+
+@pytest.mark.parametrize("tie", ["tied", "untied"])
+def test_the_kernel_kills_the_trainer_with_the_thread_that_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tie: str
+) -> None:
+    """Untied is the negative control: without PR_SET_PDEATHSIG a trainer that heeds nothing lives on."""
+    if tie == "untied":
+        shim = process.SHIM.read_text()
+        assert SHIM_WITHOUT[0] in shim
+        monkeypatch.setattr(process, "SHIM", tmp_path / "shim.py")
+        process.SHIM.write_text(shim.replace(*SHIM_WITHOUT))
     pids: list[int] = []
     lines: list[bytes] = []
     code = """
@@ -109,7 +125,48 @@ def test_the_trainer_dies_with_the_thread_that_started_it(tmp_path: Path) -> Non
     thread = threading.Thread(target=live_shortly)
     thread.start()
     thread.join()
-    wait_for(lambda: not is_running(pids[0]), timeout_s=5)
+    if tie == "tied":
+        wait_for(lambda: not is_running(pids[0]), timeout_s=5)
+        return
+    time.sleep(1)
+    alive = is_running(pids[0])
+    os.kill(pids[0], signal.SIGKILL)
+    assert alive
+
+
+@pytest.mark.parametrize("link", ["linked", "deaf"])
+def test_a_supervisor_that_is_killed_takes_its_trainer_along_even_without_the_kernel(tmp_path: Path, link: str) -> None:
+    """End of file on stdin tells a trainer with a `TrainerLink`; one without it, the control, lives on."""
+    program = """
+        import os, sys, threading
+        from pathlib import Path
+        from worker import process
+        folder, listens = Path(sys.argv[1]), sys.argv[2] == "linked"
+        process.SHIM = folder / "shim.py"
+        child = "import os, time; os.write(int(os.environ['MUST_REPORT_FD']), b'here\\\\n'); time.sleep(300)"
+        if listens:
+            child = "from worker.child import TrainerLink; TrainerLink(); " + child
+        trainer = process.Trainer(
+            [sys.executable, "-c", child], log_path=folder / "log", on_line=print, on_exit=lambda: None
+        )
+        print(trainer.pid, flush=True)
+        threading.Event().wait()
+    """
+    (tmp_path / "shim.py").write_text(process.SHIM.read_text().replace(*SHIM_WITHOUT))
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path), link], stdout=subprocess.PIPE
+    ) as supervisor:
+        assert supervisor.stdout is not None
+        pid = int(supervisor.stdout.readline())
+        assert supervisor.stdout.readline(), "it runs"
+        supervisor.kill()
+    if link == "linked":
+        wait_for(lambda: not is_running(pid), timeout_s=10)
+        return
+    time.sleep(1)
+    alive = is_running(pid)
+    os.kill(pid, signal.SIGKILL)
+    assert alive
 
 
 def test_signals_blocked_here_reach_the_trainer(tmp_path: Path) -> None:

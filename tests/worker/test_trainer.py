@@ -1,6 +1,9 @@
 """What the trainer tells of a run. The run itself is must_core's; here its events are made up."""
 
+import json
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,12 @@ from must_core.guard.verdict import Outcome, Verdict, too_few_images
 from must_core.guard.vetoes import Veto
 from must_core.report import make_report
 from must_core.unknown import Calibration
-from must_core.workflow import Completed, PhaseStarted, RolledBack, Settled
-from worker import protocol, trainer
+from must_core.workflow import Completed, PhaseStarted, RolledBack, Settled, Worked
+from tests.support.tiny import CLASSES, make_base, make_images
+from tests.support.workers import wait_for
+from worker import process, protocol, trainer
 from worker.protocol import AnyReport, ExitCode, PhaseReport, ResultReport, RolledBackReport, SettledReport, TrainerSpec
+from worker.relay import Relay
 
 SPEC = TrainerSpec(
     job_id="job_1",
@@ -146,3 +152,52 @@ def test_a_collapse_is_told_and_the_run_goes_on_to_its_result(
         PhaseReport(phase="evaluating"),
     ]
     assert isinstance(found[2], ResultReport)
+
+
+def test_work_is_told_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer.time, "monotonic", iter(n / 100 for n in range(10**6)).__next__)
+    told = reports(monkeypatch, *(Worked(n) for n in range(1000)), Completed(Path("/o/bundle"), {}, None))
+    counts = [report.num_done for report in told if isinstance(report, protocol.WorkReport)]
+    assert counts[0] == 0, "the first at once"
+    assert 5 < len(counts) < 12
+    assert counts == sorted(set(counts))
+
+
+STEPS = {"epochs": 400, "batch_size": 8, "learning_rate_per_256": 1e-3, "mask_patch_size": 4}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_soft_stop_of_the_real_trainer_leaves_a_checkpoint(tmp_path: Path) -> None:
+    """The checkpoints' interval is an hour: without the stop there would be none, as the middle shows."""
+    spec = replace(
+        SPEC,
+        base_model=make_base(tmp_path / "base"),
+        classes=list(CLASSES),
+        images=make_images(tmp_path / "images", 16),
+        hyperparameters=STEPS,
+        checkpoints_dir=tmp_path / "checkpoints",
+        output_dir=tmp_path,
+        checkpoint_interval_s=3600.0,
+    )
+    (tmp_path / "spec.json").write_bytes(protocol.format_spec(spec))
+    relay = Relay()
+    running = process.Trainer(
+        [sys.executable, "-m", "worker.trainer", str(tmp_path / "spec.json")],
+        log_path=tmp_path / "trainer.log",
+        on_line=relay.take_in,
+        on_exit=lambda: None,
+    )
+    wait_for(lambda: running.exited or step_of(relay) > 0, timeout_s=200, what="a step")
+    seen = step_of(relay)
+    assert not list(spec.checkpoints_dir.rglob("meta.json"))
+    running.ask_to_stop()
+    wait_for(lambda: running.exited, timeout_s=60, what="the end")
+    assert running.finish() == ExitCode.STOPPED
+    (meta,) = spec.checkpoints_dir.rglob("meta.json")
+    assert json.loads(meta.read_text())["step"] >= seen > 0
+
+
+def step_of(relay: Relay) -> int:
+    """The last step that was told."""
+    return int((relay._progress or {}).get("step", 0))

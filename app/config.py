@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     stop_grace: Duration = timedelta(seconds=30)
     """What a trainer gets to write a checkpoint after it was asked to stop, before it is killed."""
 
+    max_job_log_bytes: Annotated[ByteSize, Field(ge=128 * 1024)] = ByteSize(512 * 1024)
+    """How much is kept of a job's log, all attempts together: the beginning and the end of what its trainers wrote."""
+
     worker_concurrency: Annotated[int, Field(ge=1)] = 1
     """Jobs that one worker process supervises at a time."""
 

@@ -56,8 +56,13 @@ def configure_logging(level: str = "INFO") -> None:
     logging.getLogger("alembic").setLevel("WARNING")  # says "context" at each start, and nothing that matters
 
 
+def escape_controls(text: str) -> str:
+    """The text on one line and harmless on a terminal; what JSON cannot hold is replaced."""
+    return _CONTROL.sub(lambda m: ascii(m[0])[1:-1], text.encode("utf-8", "replace").decode())
+
+
 def _escape_controls(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:  # noqa: ARG001 - structlog's signature
     def escape(value: Any) -> Any:
-        return _CONTROL.sub(lambda m: ascii(m[0])[1:-1], value) if isinstance(value, str) else value
+        return escape_controls(value) if isinstance(value, str) else value
 
     return {key: escape(value) for key, value in event.items()}

@@ -184,6 +184,29 @@ class JobReport(Base):
     body: Mapped[dict[str, Any]]
 
 
+class JobLogChunk(Base):
+    """Some lines of a job's log, in order. What is told of the lines counts all that there ever were."""
+
+    __tablename__ = "job_logs"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt: Mapped[int]
+    """The fence of the attempt that told them."""
+    ordinal: Mapped[int]
+    """The same attempt as users count."""
+    first_line: Mapped[int] = mapped_column(BigInteger)
+    """Number of the first line within the job, from 1."""
+    num_lines: Mapped[int]
+    last_told: Mapped[int] = mapped_column(BigInteger)
+    """Number of the last line within the attempt: the same lines told again are known by it."""
+    num_bytes: Mapped[int]
+    end_byte: Mapped[int] = mapped_column(BigInteger)
+    """Sum of ``num_bytes`` of this chunk and all before it, gone ones too."""
+    lines: Mapped[list[Any]]
+    """Each ``[milliseconds since 1970, stream, text]``."""
+
+
 class Classifier(Base):
     """A published classifier. Never changed after its insert; its files are blobs."""
 

@@ -42,7 +42,7 @@ def main(settings: Settings | None = None, **overrides: Any) -> int:
     settings = settings or Settings()
     engine = make_engine(settings.resolved_database_url)
     _migrate(engine)
-    ledger = Ledger(make_sessionmaker(engine))
+    ledger = Ledger(make_sessionmaker(engine), max_log_bytes=settings.max_job_log_bytes)
     supervisor = Supervisor(
         ledger=ledger,
         storage=make_storage(settings.resolved_storage_url, settings.data_dir.absolute() / "cache"),

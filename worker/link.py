@@ -6,6 +6,7 @@ Nothing that the supervisor does (downloads, uploads, waiting for a trainer) del
 import time
 from collections.abc import Callable
 from contextvars import copy_context
+from dataclasses import replace
 from datetime import timedelta
 from threading import Event, Thread
 from types import TracebackType
@@ -15,7 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.jobs.errors import LeaseLost, LedgerUnavailable
 from app.jobs.ledger import Ledger
-from app.jobs.messages import Beat, Claim
+from app.jobs.messages import Beat, Claim, Report
+from worker.job_log import JobLog
 from worker.relay import Relay
 
 _log = structlog.get_logger(__name__)
@@ -33,6 +35,7 @@ class LedgerLink:
         ledger: Ledger,
         claim: Claim,
         relay: Relay,
+        job_log: JobLog,
         *,
         lease: timedelta,
         claimed_at: float,
@@ -42,6 +45,7 @@ class LedgerLink:
         self._ledger = ledger
         self._claim = claim
         self._relay = relay
+        self._job_log = job_log
         self._lease = lease
         self._on_change = on_change
         self._interval_s = min(lease / 4, MAX_BEAT_INTERVAL).total_seconds()
@@ -79,6 +83,8 @@ class LedgerLink:
             finishing = self._done.wait(tick_s)
             try:
                 self._report()
+                while finishing and self._report(finishing=True):
+                    pass
                 if not finishing and time.monotonic() >= next_beat:
                     next_beat = self._beat() + self._interval_s
             except LedgerUnavailable as e:
@@ -90,17 +96,22 @@ class LedgerLink:
             if finishing:
                 return
 
-    def _report(self) -> None:
+    def _report(self, *, finishing: bool = False) -> bool:
+        """Tell the ledger what is new; returns whether there was anything."""
+        lines = self._job_log.hand_out(at_once=finishing)
         report = self._relay.hand_out()
-        if report is None:
-            return
+        if report is None and not lines:
+            return False
+        report = report or Report()
         try:
-            self._heed(self._ledger.report(self._claim, report))
+            self._heed(self._ledger.report(self._claim, replace(report, log=lines)))
         except LedgerUnavailable:
             self._relay.put_back(report)
             raise
         except SQLAlchemyError:
             _log.exception("report_refused")  # a defect of ours; it must not cost the job its beats
+        self._job_log.confirm()
+        return True
 
     def _beat(self) -> float:
         asked_at = time.monotonic()

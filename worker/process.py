@@ -5,15 +5,18 @@ it dies, so `Trainer` belongs to a thread that outlives it; everywhere, the end 
 """
 
 import os
+import selectors
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from contextvars import copy_context
 from pathlib import Path
 from typing import IO
 
+from app.jobs.messages import LogStream
 from worker.protocol import MAX_LINE_BYTES, REPORT_FD_VARIABLE
 
 SHIM = Path(__file__).with_name("exec_shim.py")
@@ -27,7 +30,8 @@ SETTINGS = "MUST_"
 
 
 class Trainer:
-    """A running trainer. ``on_line`` gets each report line, ``on_exit`` is called once, both on other threads."""
+    """A running trainer. ``on_line`` gets each report line, ``on_output`` what it writes to stdout and stderr, piece by
+    piece; ``on_exit`` is called once. All are called on other threads."""
 
     def __init__(
         self,
@@ -36,6 +40,7 @@ class Trainer:
         log_path: Path,
         on_line: Callable[[bytes], None],
         on_exit: Callable[[], None],
+        on_output: Callable[[LogStream, bytes], None] = lambda stream, chunk: None,  # noqa: ARG005
     ) -> None:
         """Start it. Raises `OSError` when the machine has no room for a process."""
         report_read, report_write = os.pipe()
@@ -50,7 +55,7 @@ class Trainer:
                 [sys.executable, "-I", "-S", str(SHIM), str(os.getpid()), str(NICE), *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+                stderr=subprocess.PIPE,
                 pass_fds=(report_write,),
                 env=environment,
                 start_new_session=True,
@@ -61,11 +66,12 @@ class Trainer:
         finally:
             os.close(report_write)
         self._exited = threading.Event()
-        output = self._process.stdout
-        assert output is not None  # noqa: S101 - we asked for a pipe
+        output, errors = self._process.stdout, self._process.stderr
+        assert output is not None and errors is not None  # noqa: S101, PT018 - we asked for pipes
+        streams = {LogStream.STDOUT: output, LogStream.STDERR: errors}
         self._pumps = [
             _start("trainer-reports", _pump_lines, os.fdopen(report_read, "rb"), on_line),
-            _start("trainer-log", _pump_log, output, log_path),
+            _start("trainer-log", _pump_output, streams, log_path, on_output),
         ]
         self._waiter = _start("trainer-wait", self._wait, on_exit)
 
@@ -130,16 +136,31 @@ def _pump_lines(stream: IO[bytes], on_line: Callable[[bytes], None]) -> None:
                 whole = rest.endswith(b"\n")
 
 
-def _pump_log(stream: IO[bytes], path: Path) -> None:
+def _pump_output(
+    streams: Mapping[LogStream, IO[bytes]], path: Path, on_output: Callable[[LogStream, bytes], None]
+) -> None:
     size = path.stat().st_size if path.exists() else 0
-    with stream:
-        while chunk := os.read(stream.fileno(), 65536):
-            try:
-                if size + len(chunk) > MAX_LOG_BYTES:
-                    path.replace(path.with_name(path.name + ".1"))
-                    size = 0
-                with path.open("ab") as log:
-                    log.write(chunk)
-                size += len(chunk)
-            except OSError:  # a full disk must not block the trainer's output, nor end it
-                continue
+    with ExitStack() as opened, selectors.DefaultSelector() as selector:
+        for name, stream in streams.items():
+            selector.register(opened.enter_context(stream), selectors.EVENT_READ, name)
+        while selector.get_map():
+            for key, _ in selector.select():
+                chunk = os.read(key.fd, 65536)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                    continue
+                on_output(key.data, chunk)
+                size = _append(path, chunk, size)
+
+
+def _append(path: Path, chunk: bytes, size: int) -> int:
+    """Add to the log file; returns its size. A full disk must not block the trainer's output, nor end it."""
+    try:
+        if size + len(chunk) > MAX_LOG_BYTES:
+            path.replace(path.with_name(path.name + ".1"))
+            size = 0
+        with path.open("ab") as log:
+            log.write(chunk)
+    except OSError:
+        return size
+    return size + len(chunk)

@@ -28,10 +28,12 @@ from app.jobs.messages import Claim, JobError
 from app.storage import BlobStore
 from worker import runs
 from worker.bundles import BundleRefused, store_bundle
+from worker.job_log import JobLog
 from worker.link import LedgerLink
 from worker.outcome import INTERNAL, NO_RESULT, Ending, Interruption, Outcome, judge
 from worker.process import Trainer
 from worker.protocol import ResultReport, TrainerSpec, format_spec
+from worker.readable import Redactor
 from worker.relay import Relay
 
 _log = structlog.get_logger(__name__)
@@ -69,6 +71,7 @@ class Supervisor:
         self._stopping = Event()
         self._lock = Lock()
         self._attempts: set[_Attempt] = set()
+        self._redactor = Redactor.of_environment(os.environ)
         self.owner = f"{socket.gethostname()[:60]}:{os.getpid()}:{secrets.token_hex(4)}"
         """How the ledger knows this worker process."""
 
@@ -104,6 +107,7 @@ class Supervisor:
                 claim=claim,
                 claimed_at=claimed_at,
                 stopping=self._stopping,
+                redactor=self._redactor,
             )
             with self._lock:
                 self._attempts.add(attempt)
@@ -135,6 +139,7 @@ class _Attempt:
         claim: Claim,
         claimed_at: float,
         stopping: Event,
+        redactor: Redactor,
     ) -> None:
         self._ledger = ledger
         self._storage = storage
@@ -143,8 +148,9 @@ class _Attempt:
         self._stopping = stopping
         self._wake = Event()
         self._relay = Relay()
+        self._job_log = JobLog(redactor)
         self._link = LedgerLink(
-            ledger, claim, self._relay, lease=options.lease, claimed_at=claimed_at, on_change=self.wake
+            ledger, claim, self._relay, self._job_log, lease=options.lease, claimed_at=claimed_at, on_change=self.wake
         )
 
     def wake(self) -> None:
@@ -192,12 +198,14 @@ class _Attempt:
             log_path=run.log,
             on_line=self._relay.take_in,
             on_exit=self.wake,
+            on_output=self._job_log.take_in,
         )
         _log.info("trainer_started", trainer_pid=trainer.pid, num_images=len(spec.images))
         try:
             interruption = self._watch(trainer)
         finally:
             code = trainer.finish()
+        self._job_log.end()
         result = self._relay.result
         outcome = judge(code, interruption=interruption, result=result, error=self._relay.error)
         _log.info(
@@ -207,6 +215,8 @@ class _Attempt:
             ending=outcome.ending.name.lower(),
             error=outcome.error.code if outcome.error else None,
         )
+        if outcome.ending in {Ending.RETRY, Ending.FAIL} and self._job_log.last_traceback:
+            _log.error("trainer_traceback", traceback=self._job_log.last_traceback)
         return outcome, result
 
     def _prepare(self) -> tuple[runs.RunFolder, TrainerSpec]:

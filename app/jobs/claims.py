@@ -15,6 +15,7 @@ from app.database import now_plus, now_utc
 from app.ids import new_id
 from app.jobs.errors import LeaseLost
 from app.jobs.events import add_event, add_status_event
+from app.jobs.logs import JobLogStore
 from app.jobs.messages import Beat, Claim, EventType, JobError, Publication, Report
 from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
@@ -98,7 +99,7 @@ class ClaimStore:
         """Move the end of the lease to ``lease`` from now. An expired lease that nobody took is revived."""
         return self._write(claim, {"lease_until": now_plus(lease)})
 
-    def record(self, claim: Claim, report: Report) -> Beat:
+    def record(self, claim: Claim, report: Report, *, max_log_bytes: int) -> Beat:
         """Store news of the attempt."""
         values: dict[str, Any] = {
             name: dict(value)
@@ -110,6 +111,8 @@ class ClaimStore:
         beat = self._write(claim, values)
         for kind, data in report.events:
             add_event(self._session, claim.job_id, kind, {**data, "attempt": claim.ordinal})
+        if report.log:
+            JobLogStore(self._session).append(claim, report.log, at_most_bytes=max_log_bytes)
         return beat
 
     def settle(

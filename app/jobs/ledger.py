@@ -27,8 +27,10 @@ from app.tables import Job
 class Ledger:
     """The worker's face of the jobs table. Safe to share between threads."""
 
-    def __init__(self, sessions: sessionmaker[Session]) -> None:
+    def __init__(self, sessions: sessionmaker[Session], *, max_log_bytes: int = 512 * 1024) -> None:
+        """``max_log_bytes``: how much is kept of a job's log."""
         self._sessions = sessions
+        self._max_log_bytes = max_log_bytes
 
     def claim(self, owner: str, lease: timedelta, job_id: str | None = None) -> Claim | None:
         """Take a job for ``lease``: ``job_id`` if given and free, else the oldest free one. None when there is none.
@@ -49,9 +51,9 @@ class Ledger:
             return ClaimStore(session).extend(claim, lease)
 
     def report(self, claim: Claim, report: Report) -> Beat:
-        """Store news of the attempt. Repeating it may repeat its events."""
+        """Store news of the attempt. Repeating it may repeat its events, and not its lines of the log."""
         with self._write() as session:
-            return ClaimStore(session).record(claim, report)
+            return ClaimStore(session).record(claim, report, max_log_bytes=self._max_log_bytes)
 
     def release(self, claim: Claim) -> JobStatus:
         """Give the job back, unfinished through no fault of its own: queued again, and the attempt is not counted.

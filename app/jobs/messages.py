@@ -148,6 +148,41 @@ class Beat:
     cancel_requested: bool
 
 
+class LogStream(StrEnum):
+    """Where a line of a log comes from."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+    NOTE = "note"
+    """Not the trainer's: a remark of ours, on what was left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLine:
+    """A line of a trainer's output as a worker hands it in, fit for users to read."""
+
+    number: int
+    """Within the attempt; grows."""
+    age: timedelta
+    """How long ago it was written."""
+    stream: LogStream
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogEntry:
+    """A line of a job's log as it is kept."""
+
+    line: int
+    """Within the job, from 1; missing where lines are not kept."""
+    claim: int
+    """The fence of its attempt: another one is another process."""
+    attempt: int
+    at: datetime
+    stream: LogStream
+    text: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """News of a running attempt. Fields left at None stay as they are in the ledger."""
@@ -159,6 +194,8 @@ class Report:
     """Expected time until the job is done."""
     events: tuple[tuple[EventType, Mapping[str, Any]], ...] = ()
     """To be kept, in this order. Whoever reports thins them out."""
+    log: tuple[LogLine, ...] = ()
+    """New lines of the job's log."""
 
 
 @dataclass(frozen=True, kw_only=True)

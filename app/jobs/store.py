@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 from app.database import now_plus, now_utc
 from app.exceptions import Conflict, NotFound
 from app.jobs import events as job_events
-from app.jobs.messages import Event, EventType, JobError, JobView, NewJob, StatusChange
+from app.jobs.logs import JobLogStore
+from app.jobs.messages import Event, EventType, JobError, JobView, LogEntry, NewJob, StatusChange
 from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
 from app.tables import Classifier, Dataset, Job, JobReport
@@ -170,6 +171,10 @@ class JobStore:
     def report(self, job_id: str) -> Mapping[str, Any] | None:
         """What the job's trainer told of its result; None when there is nothing."""
         return self._session.scalar(select(JobReport.body).where(JobReport.job_id == job_id))
+
+    def log(self, job_id: str) -> Sequence[LogEntry]:
+        """What is kept of the job's log, oldest first."""
+        return JobLogStore(self._session).entries(job_id)
 
     def metrics_history(self, job_id: str) -> Sequence[tuple[int, Mapping[str, float]]]:
         """Steps of the training and what was measured there, ascending."""

@@ -13,7 +13,7 @@ from app.exceptions import InvalidInput, NotFound
 from app.ids import is_id, new_id
 from app.inference.classes import ClassList, class_list_to_rows
 from app.inference.predictor import Predictor, ZeroShotSource
-from app.jobs.messages import Event, JobView, NewJob
+from app.jobs.messages import Event, JobView, LogEntry, NewJob
 from app.jobs.promotion import Promotion
 from app.jobs.store import JobStore
 from app.queue import TaskQueue
@@ -132,6 +132,16 @@ class JobService:
         with read_only(self._sessions) as session:
             store = JobStore(session)
             found = store.events(job_id, after=after, limit=limit)
+            if not found and store.get(job_id) is None:
+                raise NotFound
+        return found
+
+    def log(self, job_id: str) -> Sequence[LogEntry]:
+        """What is kept of what the job's trainers wrote, oldest first; raises `NotFound`."""
+        self._require_id(job_id)
+        with read_only(self._sessions) as session:
+            store = JobStore(session)
+            found = store.log(job_id)
             if not found and store.get(job_id) is None:
                 raise NotFound
         return found

@@ -106,6 +106,18 @@ class RunReport:
             "classes": [{"class": class_names[c.index], **_without_index(c)} for c in self.classes],
             "changed": [told(image) for image in self.changed],
             "uncertain": [told(image) for image in self.uncertain],
+            "audit": {
+                "num_disagreed": self.audit.num_disagreed,
+                "num_agreed": self.audit.num_agreed,
+                "images": [
+                    {
+                        "image": str(images[image.position]),
+                        "zero_shot": class_names[image.zero_shot],
+                        "adapted": class_names[image.adapted],
+                    }
+                    for image in self.audit.images
+                ],
+            },
         }
 
 

@@ -20,13 +20,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from must_core import __version__
 from must_core.adapt import CheckpointSaved, Progress
-from must_core.errors import InvalidConfig
+from must_core.errors import CorruptArtifact, InvalidConfig
 from must_core.files import write_json
 from must_core.workflow import Chosen, Completed, Event, Resumed, RunFolders
 
 logger = logging.getLogger(__name__)
 
 _REQUEST = "request.json"
+_REPORT = "report.json"
 _LOCK = "lock"
 
 _README = """\
@@ -42,7 +43,7 @@ _README = """\
 | `decoded/` | pixels of the images, while the run is not finished; may be deleted |
 | `bundle/` | the adapted classifier, once the run is finished |
 | `verdict.json` | whether it is better than zero-shot, decided without labels, and why (unless the guard was off) |
-| `report.json` | what changed, image by image and class by class, once the run is finished |
+| `report.json` | what changed, image by image and class by class, and what to label, once the run is finished |
 | `metrics.json` | what changed and, where labels were given, accuracies, once the run is finished |
 | `lock` | empty; keeps a second command out while one writes here |
 
@@ -50,6 +51,7 @@ _README = """\
 must classify --classifier bundle IMAGE…
 must evaluate --classifier bundle --images FOLDER --labels folders
 must export --classifier bundle --to open_clip --output FOLDER
+must audit --run . --output to-label.csv
 ```
 """
 
@@ -122,7 +124,20 @@ class RunFolder:
 
     def write_report(self, report: Mapping[str, Any]) -> None:
         """Keep what is to be looked at by a person."""
-        write_json(self.root / "report.json", report)
+        write_json(self.root / _REPORT, report)
+
+    def read_report(self) -> tuple[list[str], Mapping[str, Any]]:
+        """The class names and what `write_report` kept. Raises `InvalidConfig` ``run`` where no run has finished."""
+        report = self.root / _REPORT
+        if not report.exists():
+            raise InvalidConfig(
+                f"{self.root} is no folder of a finished run: there is no {_REPORT}.", code="invalid_value", param="run"
+            )
+        try:
+            request = json.loads((self.root / _REQUEST).read_text(encoding="utf-8"))
+            return [each["name"] for each in request["classes"]], json.loads(report.read_text(encoding="utf-8"))
+        except (ValueError, KeyError, TypeError) as e:
+            raise CorruptArtifact(f"{self.root} holds something else than what the run wrote.", param="run") from e
 
     def close(self) -> None:
         """Write out what is still in memory, and let others have the folder."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from app.inference.class_warnings import warnings_of_rows
+from app.inference.verdicts import headline
 from app.jobs.messages import Event, JobView
 from app.schemas.common import WireModel
 
@@ -156,6 +157,9 @@ class VerdictOut(WireModel):
         "images are too few, or the two too close, to tell.",
         examples=["adapted"],
     )
+    headline: str = Field(
+        description="The same in words.", examples=["The adapted classifier is better than zero-shot"]
+    )
     candidate: str = Field(
         description="What was compared with zero-shot: `teacher`, the end of training, or `quarter_way`, `half_way` or "
         "`three_quarters_way` from zero-shot to it.",
@@ -173,6 +177,7 @@ class VerdictOut(WireModel):
         """The wire form of a stored verdict."""
         return cls(
             outcome=verdict["outcome"],
+            headline=headline(verdict["outcome"]),
             candidate=verdict["candidate"],
             reasons=verdict["reasons"],
             gain=GainOut(**verdict["gain"]),

@@ -18,6 +18,7 @@ from must_core.cli.inputs import choose_templates, find_preset, read_labels
 from must_core.cli.told import DONE, STOPPED, plain_console, told
 from must_core.data.loader import find_images
 from must_core.errors import InvalidConfig
+from must_core.guard.verdict import headline
 from must_core.interpolation import STATIONS
 from must_core.parallel import Ranks, joined, local_device
 from must_core.run_folder import RunFolder
@@ -38,13 +39,6 @@ from must_core.workflow import (
 
 _LINE_EVERY_S = 10.0
 """Where there is no terminal to draw a bar on."""
-
-
-_VERDICTS = {
-    "adapted": "the adapted classifier is better than zero-shot.",
-    "zero_shot": "zero-shot is better than the adapted classifier.",
-    "inconclusive": "the adapted classifier is not known to be better than zero-shot.",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +214,7 @@ class _Shown:
             if f"{name}_top1" in metrics:
                 console.print(_accuracy(name, metrics))
         if verdict is not None:
-            console.print(f"verdict: {_VERDICTS[verdict.outcome]}", *verdict.reasons)
+            console.print(f"verdict: {headline(verdict.outcome)}.", *verdict.reasons)
         console.print(f"classifier in {completed.bundle}; {self._folder.root / 'README.md'} says what else is there")
 
     def _show_progress(self, progress: loop.Progress) -> None:

@@ -171,6 +171,35 @@ def export(
 
 
 @_command
+def audit(
+    *,
+    run: Annotated[Path, typer.Option(help="Folder of a finished run (adapt's --output).")],
+    output: Annotated[
+        Path | None, typer.Option(help="CSV file to make, with the images to label; printed otherwise.")
+    ] = None,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Put both classifiers' answers into it. They lead whoever labels.")
+    ] = False,
+    labels: Annotated[Path | None, typer.Option(help="That file with its column label filled in.")] = None,
+    json: JsonOption = False,
+) -> int:
+    """Propose 50 images of a run to label; with --labels, say by them how often both classifiers are right."""
+    from must_core.cli.audit import count, propose
+    from must_core.errors import InvalidConfig
+
+    if labels is None:
+        if json:
+            raise InvalidConfig("Accuracies are printed as JSON, and need --labels.", param="json")
+        return propose(run, output, answers=answers)
+    if output is not None or answers:
+        raise InvalidConfig(
+            "With --labels nothing is written; leave --output and --answers out.",
+            param="output" if output else "answers",
+        )
+    return count(run, labels, as_json=json)
+
+
+@_command
 def models(
     *,
     name: Annotated[

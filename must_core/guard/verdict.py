@@ -21,6 +21,17 @@ MIN_HELD_OUT = 50
 MIN_VOTES = 6
 """Fewer votes of the judge can all be for one side by chance (6 of 6: 3 %)."""
 
+_HEADLINES: Mapping[Outcome, str] = {
+    "adapted": "The adapted classifier is better than zero-shot",
+    "zero_shot": "Zero-shot is better than the adapted classifier",
+    "inconclusive": "The adapted classifier is not known to be better than zero-shot",
+}
+
+
+def headline(outcome: Outcome) -> str:
+    """The outcome in words, without a full stop."""
+    return _HEADLINES[outcome]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:

@@ -86,6 +86,16 @@ def verdict(outcome: str = "adapted") -> dict[str, Any]:
     }
 
 
+def told_verdict(outcome: str) -> dict[str, Any]:
+    """The same on the wire."""
+    headlines = {
+        "adapted": "The adapted classifier is better than zero-shot",
+        "zero_shot": "Zero-shot is better than the adapted classifier",
+        "inconclusive": "The adapted classifier is not known to be better than zero-shot",
+    }
+    return {**verdict(outcome), "headline": headlines[outcome]}
+
+
 def read_job(sessions: sessionmaker[Session], job_id: str) -> JobView:
     """The job as its user sees it."""
     with sessions() as session, session.begin():

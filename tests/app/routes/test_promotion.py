@@ -14,7 +14,7 @@ from app.ids import new_id
 from app.jobs.ledger import Ledger
 from app.jobs.messages import Publication
 from app.main import create_app
-from tests.support.jobs import verdict
+from tests.support.jobs import told_verdict, verdict
 from tests.support.tiny import CLASSES, make_base, make_images
 
 
@@ -72,7 +72,7 @@ def test_a_refused_job_answers_zero_shot_and_says_why(
     adapted_id = publish(ledger, job["id"], "inconclusive")
     job = client.get(f"/jobs/{job['id']}").json()
     assert (job["status"], job["adapted_classifier_id"]) == ("succeeded", adapted_id)
-    assert job["verdict"] == verdict("inconclusive")
+    assert job["verdict"] == told_verdict("inconclusive")
     assert job["metrics"] == {"changed_answers": 0.2}
 
     classifier = client.get(f"/classifiers/{job['classifier_id']}").json()
@@ -135,7 +135,7 @@ def test_what_is_not_refused_is_promoted_at_once(
     adapted_id = publish(ledger, job_id, outcome)
     job = client.get(f"/jobs/{job_id}").json()
     assert job["classifier_id"] == job["adapted_classifier_id"] == adapted_id
-    assert job["verdict"] == (None if outcome is None else verdict(outcome))
+    assert job["verdict"] == (None if outcome is None else told_verdict(outcome))
 
 
 def test_a_form_has_the_option_too(client: TestClient, images: list[Path]) -> None:

@@ -21,7 +21,7 @@ from app.jobs.messages import EventType, Publication, Report
 from app.main import create_app
 from must_core.report import make_report
 from tests.support.images import sound
-from tests.support.jobs import verdict
+from tests.support.jobs import told_verdict, verdict
 from tests.support.tiny import CLASSES, make_base
 from worker.trainer import reported
 
@@ -99,7 +99,7 @@ def test_a_report_names_classes_and_files(client: TestClient, job: dict[str, Any
     assert answer.headers["vary"] == "Accept"
     report = answer.json()
     assert (report["object"], report["job_id"], report["name"]) == ("job_report", job["id"], "shapes")
-    assert report["verdict"] == verdict("adapted")
+    assert report["verdict"] == told_verdict("adapted")
     assert (report["num_images"], report["num_held_out"], report["num_changed"]) == (NUM_IMAGES, 0, 12)
     assert report["curves"] == [
         {"metric": "loss", "steps": [10, 20, 30], "values": [1 / 10, 1 / 20, 1 / 30]},

@@ -91,6 +91,28 @@ def test_the_report_names_images_and_classes(finished: Path) -> None:
     assert all(Path(image["image"]).is_file() for image in report["uncertain"])
 
 
+def test_a_finished_run_can_be_audited(finished: Path, tmp_path: Path) -> None:
+    written = invoke("audit", "--run", finished / "run", "--output", tmp_path / "to-label.csv", "--answers")
+    assert written.exit_code == 0, written.output
+    with (tmp_path / "to-label.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == NUM_IMAGES
+    for row in rows:
+        row["label"] = Path(row["image"]).parent.name
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    counted = invoke("audit", "--run", finished / "run", "--labels", tmp_path / "labels.csv", "--json")
+    assert counted.exit_code == 0, counted.output
+    found, metrics = json.loads(counted.stdout), json.loads((finished / "run" / "metrics.json").read_text())
+    assert found["num_labels"] == NUM_IMAGES
+    for ours, theirs in (("zero_shot", "zero_shot_top1"), ("adapted", "teacher_top1")):
+        assert found[ours]["estimate"] == pytest.approx(metrics[theirs]), (
+            "all images are labelled: nothing is estimated"
+        )
+
+
 def test_curves_can_be_looked_at(finished: Path) -> None:
     board = EventAccumulator(str(finished / "run" / "tensorboard"))
     board.Reload()
@@ -235,7 +257,7 @@ def test_models_say_which_and_why() -> None:
 
 def test_the_services_command_has_them_too() -> None:
     help_text = CliRunner().invoke(must, ["--help"]).stdout
-    for command in ("serve", "adapt", "evaluate", "classify", "export", "models", "presets"):
+    for command in ("serve", "adapt", "evaluate", "classify", "export", "audit", "models", "presets"):
         assert command in help_text
 
 

@@ -19,7 +19,7 @@ from app.ingest.ingest import IngestLimits, Ingestor, image_limits
 from app.log import configure_logging
 from app.middleware import RequestIdMiddleware
 from app.queue import CeleryTaskQueue, LedgerOnlyQueue, TaskQueue
-from app.routes import classifiers, classify, datasets, health, job_logs, jobs, models, reports
+from app.routes import classifiers, classify, datasets, health, icon, job_logs, jobs, models, reports
 from app.services.classifiers import ClassifierService
 from app.services.classify import ClassifyService
 from app.services.datasets import DatasetService
@@ -53,7 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             engine.dispose()
 
     app = FastAPI(title="MUST as a service", version=__version__, description=about or "", lifespan=lifespan)
-    for module in (datasets, jobs, job_logs, reports, classifiers, classify, models, health):
+    for module in (datasets, jobs, job_logs, reports, classifiers, classify, models, health, icon):
         app.include_router(module.router)
     app.add_middleware(RequestIdMiddleware)
     errors.install(app)

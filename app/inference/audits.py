@@ -1,12 +1,45 @@
 """What a few labels say of a job's two classifiers: must_core's estimate, asked with class names."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from app.exceptions import InvalidInput
 from must_core.audit import MIN_LABELS, MIN_OF_STRATUM, Audit, Estimate, Labelled, TooFewLabels, estimate
+from must_core.text.written_labels import UnknownLabel, WrittenLabels
 
-__all__ = ["Audit", "Estimate", "audit"]
+__all__ = ["MIN_LABELS", "Audit", "Estimate", "ReadLabels", "audit", "read_labels", "words_for_none"]
+
+
+@dataclass(frozen=True)
+class ReadLabels:
+    """Labels that a person wrote, by the images' positions: class names, None for none of the classes."""
+
+    found: Mapping[int, str | None]
+    wrong: Mapping[int, str]
+    """What is wrong with the others, in a sentence."""
+
+
+def words_for_none(class_names: Sequence[str]) -> str:
+    """What a person writes for an image of none of the classes; no class is called so."""
+    return WrittenLabels(class_names).none
+
+
+def read_labels(class_names: Sequence[str], texts: Mapping[int, str]) -> ReadLabels:
+    """Find the classes that were meant, whatever their case; a blank text is no label."""
+    labels = WrittenLabels(class_names)
+    found: dict[int, str | None] = {}
+    wrong: dict[int, str] = {}
+    for position, text in texts.items():
+        if not text.strip():
+            continue
+        try:
+            index = labels.index_of(text)
+        except UnknownLabel as e:
+            wrong[position] = "No class of the job." + (f" Perhaps “{e.nearest}”?" if e.nearest else "")
+        else:
+            found[position] = None if index is None else class_names[index]
+    return ReadLabels(found, wrong)
 
 
 def audit(plan: Mapping[str, Any], class_names: Sequence[str], labels: Sequence[tuple[int, str | None]]) -> Audit:

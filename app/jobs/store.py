@@ -180,6 +180,10 @@ class JobStore:
         """Steps of the training and what was measured there, ascending."""
         return job_events.metrics_history(self._session, job_id)
 
+    def training_end(self, job_id: str) -> tuple[EventType, Mapping[str, Any]] | None:
+        """How its training ended where that was sooner than planned."""
+        return job_events.training_end(self._session, job_id)
+
     def num_queued(self) -> int:
         """How many jobs wait for a worker."""
         query = select(func.count()).select_from(Job).where(Job.status == QUEUED)

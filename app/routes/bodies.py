@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 from fastapi import Request
 from pydantic import BaseModel
 
-from app.exceptions import PayloadTooLarge, UnsupportedMedia
+from app.exceptions import InvalidInput, MalformedRequest, PayloadTooLarge, UnsupportedMedia
 from app.inference.classes import ClassList
 from app.schemas.jobs import ClassIn
 from app.schemas.parsing import MAX_JSON_BYTES, read_json, read_model, to_model
@@ -27,12 +28,26 @@ async def read_json_body(request: Request, model: type[M], *, max_bytes: int = M
     """Read a JSON body; raises `UnsupportedMedia`, `PayloadTooLarge` and as `read_model` does."""
     if _media_type(request) != "application/json" or "content-encoding" in request.headers:
         raise UnsupportedMedia("unsupported_media_type", "The body is application/json or multipart/form-data.")
-    raw = bytearray()
-    async for part in request.stream():
-        raw += part
-        if len(raw) > max_bytes:
-            raise PayloadTooLarge("payload_too_large", f"A JSON body has at most {max_bytes} bytes.")
-    return read_model(bytes(raw), model)
+    return read_model(await _read(request, max_bytes), model)
+
+
+def is_page_form(request: Request) -> bool:
+    """Whether the body is a form without files, as pages send them."""
+    return _media_type(request) == "application/x-www-form-urlencoded"
+
+
+async def read_page_form(request: Request, *, max_fields: int) -> Mapping[str, str]:
+    """Read such a form; raises `PayloadTooLarge`, `MalformedRequest` ``malformed_form`` and `InvalidInput`."""
+    raw = await _read(request, MAX_JSON_BYTES)
+    try:
+        fields = parse_qsl(
+            raw.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=max_fields
+        )
+    except ValueError as e:
+        raise MalformedRequest("malformed_form", "The form cannot be read.") from e
+    if len(dict(fields)) < len(fields):
+        raise InvalidInput("repeated_parameter", "A field of the form is given more than once.")
+    return dict(fields)
 
 
 def form_model(fields: Mapping[str, str], model: type[M], *, plain: frozenset[str]) -> M:
@@ -68,13 +83,26 @@ def form_fields(*, plain: Iterable[str], as_json: Iterable[str], archive: bool =
     }
 
 
-def body_schema(model: type[BaseModel], *, form: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def body_schema(
+    model: type[BaseModel], *, form: Mapping[str, Any] | None = None, page_form: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """``openapi_extra`` for a route that reads its body by itself; the model is listed in `app.openapi`."""
     reference = {"$ref": f"#/components/schemas/{model.__name__}"}
     content: dict[str, Any] = {"application/json": {"schema": reference}}
     if form is not None:
         content["multipart/form-data"] = {"schema": {"type": "object", "properties": dict(form)}}
+    if page_form is not None:
+        content["application/x-www-form-urlencoded"] = {"schema": dict(page_form)}
     return {"requestBody": {"required": True, "content": content}}
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    raw = bytearray()
+    async for part in request.stream():
+        raw += part
+        if len(raw) > max_bytes:
+            raise PayloadTooLarge("payload_too_large", f"The body has at most {max_bytes} bytes.")
+    return bytes(raw)
 
 
 def _media_type(request: Request) -> str:

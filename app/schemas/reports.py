@@ -6,9 +6,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from app.inference.audits import Audit, Estimate
+from app.jobs.messages import EventType
 from app.schemas.common import WireModel
 from app.schemas.jobs import VerdictOut
 from app.services.reports import ReportView
+
+MAX_LABELS = 100
 
 
 class CurveOut(WireModel):
@@ -83,6 +86,16 @@ class ReportOut(WireModel):
     job_id: str = Field(description="The job.", examples=["job_01k0c9v2ytq4v3m5p6r7s8t9wa"])
     name: str | None = Field(description="The job's name.", examples=["Shelf cameras"])
     verdict: VerdictOut | None = Field(description="The job's verdict; null when nothing was decided.")
+    classifier_id: str | None = Field(
+        description="What the job answers with.", examples=["clf_01k0c9v2ytq4v3m5p6r7s8t9wa"]
+    )
+    adapted_classifier_id: str | None = Field(
+        description="The adapted classifier.", examples=["clf_01k0c9v2ytq4v3m5p6r7s8t9wa"]
+    )
+    training_end: str | None = Field(
+        description="Why training ended sooner than planned; null when it did not.",
+        examples=["Training ended at step 380, sooner than planned, for hardly an answer changed any more."],
+    )
     num_images: int = Field(description="Images looked at.", examples=[898])
     num_held_out: int = Field(description="Of those, how many nobody trained on.", examples=[179])
     num_changed: int = Field(description="Of those looked at, how many got another answer.", examples=[214])
@@ -109,6 +122,9 @@ class ReportOut(WireModel):
             job_id=view.job.id,
             name=view.job.name,
             verdict=None if verdict is None else VerdictOut.of(verdict),
+            classifier_id=view.job.classifier_id,
+            adapted_classifier_id=view.job.adapted_classifier_id,
+            training_end=_training_end(view),
             num_images=body["num_images"],
             num_held_out=body["num_held_out"],
             num_changed=body["num_changed"],
@@ -141,7 +157,7 @@ class LabelIn(WireModel):
 class AuditRequest(WireModel):
     """Labels of images that the report proposes: at least 10, better all."""
 
-    labels: list[LabelIn] = Field(max_length=100, description="A label for each image.")
+    labels: list[LabelIn] = Field(max_length=MAX_LABELS, description="A label for each image.")
 
 
 class EstimateOut(WireModel):
@@ -180,6 +196,16 @@ class AuditOut(WireModel):
             num_labels=audit.num_labels,
             sentence=audit.sentence,
         )
+
+
+def _training_end(view: ReportView) -> str | None:
+    if view.training_end is None:
+        return None
+    kind, data = view.training_end
+    if kind == EventType.SETTLED:
+        return f"Training ended at step {data['step']}, sooner than planned, for hardly an answer changed any more."
+    went = "had no earlier state to go back to" if data["to_step"] is None else f"went back to step {data['to_step']}"
+    return f"Training collapsed, was ended, and {went}. {' '.join(data['reasons'])}"
 
 
 def _curves(view: ReportView) -> list[CurveOut]:

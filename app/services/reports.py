@@ -12,7 +12,7 @@ from app.exceptions import Conflict, NotFound
 from app.ids import is_id
 from app.inference.audits import Audit, audit
 from app.ingest.manifest import AcceptedImage
-from app.jobs.messages import JobView
+from app.jobs.messages import EventType, JobView
 from app.jobs.store import JobStore
 
 MAX_POINTS = 200
@@ -28,6 +28,8 @@ class ReportView:
     history: Sequence[tuple[int, Mapping[str, float]]]
     """Steps and what was measured there."""
     images: Mapping[int, AcceptedImage]
+    training_end: tuple[EventType, Mapping[str, Any]] | None = None
+    """The event of a training that ended sooner than planned."""
 
     @property
     def class_names(self) -> list[str]:
@@ -55,7 +57,13 @@ class ReportService:
             images: Mapping[int, AcceptedImage] = {}
             if job.dataset_id is not None:
                 images = DatasetStore(session).images_at(job.dataset_id, _positions(body))
-            return ReportView(job=job, body=body, history=_thinned(store.metrics_history(job_id)), images=images)
+            return ReportView(
+                job=job,
+                body=body,
+                history=_thinned(store.metrics_history(job_id)),
+                images=images,
+                training_end=store.training_end(job_id),
+            )
 
     def audit(self, job_id: str, labels: Sequence[tuple[int, str | None]]) -> Audit:
         """What labels of the images to label, by position, say; None is none of the classes. Nothing is kept.

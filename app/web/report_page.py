@@ -1,52 +1,33 @@
-"""A job's report as a page: no script, nothing from elsewhere, light and dark."""
+"""A job's report as a page: the verdict first, then what it rests on, and a form for a few labels."""
 
-import base64
-import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app.schemas.reports import ClassShareOut, CurveOut, ReportOut
+from app.web import charts
+from app.web.audit_page import label_form
+from app.web.charts import Chart, chart
+from app.web.pages import render
 
 MAX_CLASSES_SHOWN = 40
-_WIDTH, _HEIGHT = 240.0, 80.0
-"""Of a curve, in the units of its drawing."""
 _BAR = 160.0
-_VERDICTS = {
-    "adapted": "The adapted classifier is better than zero-shot",
-    "zero_shot": "Zero-shot is better than the adapted classifier",
-    "inconclusive": "The adapted classifier is not known to be better than zero-shot",
-    None: "Nothing was decided: the guard was off",
+"""The longest bar, in the units of its drawing."""
+_CANDIDATES = {
+    "quarter_way": "a quarter of the way",
+    "half_way": "half-way",
+    "three_quarters_way": "three quarters of the way",
 }
-
-_templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=True,  # class and file names are strangers'
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_STYLE = base64.b64encode(hashlib.sha256(_templates.get_template("report.css").render().encode()).digest()).decode()
-CONTENT_SECURITY_POLICY = (
-    f"default-src 'none'; img-src 'self'; style-src 'sha256-{_STYLE}'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
-"""To be sent along: pictures of this service and the page's own style, and nothing else."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A curve, drawn: ``points`` as SVG has them, and the numbers to write beside it."""
-
-    metric: str
-    points: str
-    low: float
-    high: float
-    last: float
-    first_step: int
-    last_step: int
+_CURVES = {
+    "loss": ("Loss", "the weighted sum of the four below"),
+    "self_training": ("Self-training loss", "cross-entropy with the teacher's labels"),
+    "fairness": ("Fairness loss", "smallest, {even:.3f}, when all classes are answered alike"),
+    "reconstruction": ("Reconstruction loss", "mean absolute error of hidden pixels"),
+    "alignment": ("Alignment loss", "squared distance of hidden patches to their image"),
+    "confident_ratio": ("Confident images", "of a batch: the teacher's label counts"),
+    "learning_rate": ("Learning rate", "of the topmost layer"),
+    "ema_decay": ("Teacher's decay", "what the teacher keeps of itself a step"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,49 +40,63 @@ class Bars:
     before_length: float
     after_length: float
 
+    @property
+    def change(self) -> float:
+        """After less before."""
+        return self.after - self.before
 
-def report_page(report: ReportOut) -> str:
-    """The page's HTML; send `CONTENT_SECURITY_POLICY` with it."""
+
+@dataclass(frozen=True, kw_only=True)
+class Marginal:
+    """How the answers spread over the classes, on one side."""
+
+    largest: float
+    largest_label: str
+    num_never: int
+
+
+def report_page(report: ReportOut, class_names: Sequence[str]) -> str:
+    """The page's HTML. ``class_names`` are all of the job's, in order."""
     bars = _bars(report.classes, report.num_images)
-    return _templates.get_template("report.html").render(
+    many = len(bars) > MAX_CLASSES_SHOWN
+    return render(
+        "report.html",
         report=report,
-        heading=_VERDICTS[None if report.verdict is None else report.verdict.outcome],
-        charts=[_chart(curve) for curve in report.curves if len(curve.steps) > 1],
-        width=_WIDTH,
-        height=_HEIGHT,
+        heading=report.verdict.headline if report.verdict else "Nothing was decided: the guard was off",
+        gain=report.verdict.gain if report.verdict and report.verdict.gain.num_held_out else None,
+        way=_CANDIDATES.get(report.verdict.candidate) if report.verdict else None,
+        files_gone=any(image.file is None for image in report.audit.images),
+        axes=charts,
+        curves=[_curve(c, report.num_classes) for c in report.curves if len(c.steps) > 1 and any(c.values)],
         bar=_BAR,
-        bars=bars,
-        num_classes_left_out=report.num_classes - len(bars),
+        bars=sorted(_most_changed(bars), key=lambda b: -b.change) if many else bars,
+        all_bars=bars if many else [],
+        ranks=_ranks(bars) if many else None,
+        before=_marginal(bars, "before"),
+        after=_marginal(bars, "after"),
+        form=label_form(report.job_id, report.audit.images, class_names),
     )
 
 
-def _chart(curve: CurveOut) -> Chart:
-    low, high = min(curve.values), max(curve.values)
-    first, last = curve.steps[0], curve.steps[-1]
-    points = [
-        f"{_WIDTH * (step - first) / (last - first):.1f},{_HEIGHT * (1 - _share(value, low, high)):.1f}"
-        for step, value in zip(curve.steps, curve.values, strict=True)
-    ]
-    return Chart(
-        metric=curve.metric.replace("_", " "),
-        points=" ".join(points),
-        low=low,
-        high=high,
-        last=curve.values[-1],
-        first_step=first,
-        last_step=last,
+def _curve(curve: CurveOut, num_classes: int) -> Chart:
+    title, note = _CURVES.get(curve.metric, (curve.metric.replace("_", " "), ""))
+    first, last, low, high = curve.values[0], curve.values[-1], min(curve.values), max(curve.values)
+    told = (
+        f"{title} over the steps: {first:.4g} at step {curve.steps[0]}, {last:.4g} at step {curve.steps[-1]}; "
+        f"between {low:.4g} and {high:.4g}."
     )
-
-
-def _share(value: float, low: float, high: float) -> float:
-    return (value - low) / (high - low) if high > low else 0.5
+    return chart(
+        [("after", list(zip(curve.steps, curve.values, strict=True)))],
+        title=f"{title}: {last:.4g}",
+        note=note.format(even=math.log(num_classes)) if num_classes else note,
+        told=told,
+        x_name="step",
+        percent=curve.metric == "confident_ratio",
+    )
 
 
 def _bars(classes: Sequence[ClassShareOut], num_images: int) -> list[Bars]:
-    """The classes answered most, in their own order."""
-    most = sorted(classes, key=lambda c: max(c.answers_zero_shot, c.answers_adapted), reverse=True)[:MAX_CLASSES_SHOWN]
-    shown = {c.label for c in most}
-    longest = max((max(c.answers_zero_shot, c.answers_adapted) for c in most), default=0) or 1
+    longest = max((max(c.answers_zero_shot, c.answers_adapted) for c in classes), default=0) or 1
     return [
         Bars(
             label=c.label,
@@ -111,5 +106,35 @@ def _bars(classes: Sequence[ClassShareOut], num_images: int) -> list[Bars]:
             after_length=_BAR * c.answers_adapted / longest,
         )
         for c in classes
-        if c.label in shown
     ]
+
+
+def _most_changed(bars: Sequence[Bars]) -> list[Bars]:
+    return sorted(bars, key=lambda b: (abs(b.change), b.before), reverse=True)[:MAX_CLASSES_SHOWN]
+
+
+def _marginal(bars: Sequence[Bars], side: str) -> Marginal | None:
+    if not bars:
+        return None
+    most = max(bars, key=lambda b: float(getattr(b, side)))
+    return Marginal(
+        largest=getattr(most, side), largest_label=most.label, num_never=sum(not getattr(b, side) for b in bars)
+    )
+
+
+def _ranks(bars: Sequence[Bars]) -> Chart:
+    """Shares from the most answered class to the least: what is left of single classes where there are many."""
+
+    def ranked(side: str) -> list[tuple[float, float]]:
+        shares = sorted((float(getattr(b, side)) for b in bars), reverse=True)
+        return [(float(rank), share) for rank, share in enumerate(shares, start=1)]
+
+    before, after = ranked("before"), ranked("after")
+    return chart(
+        [("before", before), ("after", after)],
+        title="Share of the answers, from the most answered class to the least",
+        told=f"The most answered class has {before[0][1]:.1%} of the answers before and {after[0][1]:.1%} after.",
+        x_name="class, by rank",
+        percent=True,
+        from_zero=True,
+    )

@@ -1,11 +1,11 @@
 """Reports, their pictures and audits on the assembled application; the worker's part is played by the test."""
 
 import hashlib
+import html
 import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from app.config import Settings
-from app.ids import new_id
 from app.jobs.ledger import Ledger
-from app.jobs.messages import EventType, Publication, Report
+from app.jobs.messages import EventType
 from app.main import create_app
+from app.web.pages import CONTENT_SECURITY_POLICY
 from must_core.report import make_report
 from tests.support.images import sound
-from tests.support.jobs import told_verdict, verdict
+from tests.support.jobs import told_verdict
+from tests.support.reports import publish
 from tests.support.tiny import CLASSES, make_base
 from worker.trainer import reported
 
@@ -64,20 +65,6 @@ def body() -> Mapping[str, Any]:
     after_NK[1, 1] = 2.9
     held_out_N = torch.zeros(NUM_IMAGES, dtype=torch.bool)
     return asdict(reported(make_report(before_NK, after_NK, torch.arange(NUM_IMAGES), held_out_N, seed=0)))
-
-
-def publish(ledger: Ledger, job_id: str, report: Mapping[str, Any] | None) -> None:
-    """Do what a worker does at the end."""
-    claim = ledger.claim("w", timedelta(seconds=60), job_id)
-    assert claim is not None
-    for step in (10, 20, 30):
-        told = {"metrics": {"loss": 1 / step, "fairness": 0.5}, "progress": {"phase": "training", "step": step}}
-        ledger.report(claim, Report(events=((EventType.METRICS, told),)))
-    adapted = Publication(
-        classifier_id=new_id("clf"), files={"bundle.json": "0" * 64}, version="1" * 64, metrics={},
-        verdict=verdict("adapted"), report=report,
-    )  # fmt: skip
-    ledger.publish(claim, adapted)
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +213,103 @@ def test_a_browser_gets_a_page_on_which_no_name_is_markup(client: TestClient, le
     assert "blue &amp; {{ 7 * 7 }}" in page
     assert "alert(1)" in page
     assert f'<img src="/datasets/{odd["dataset_id"]}/images/' in page
+
+
+def fill(client: TestClient, job: dict[str, Any], fields: Mapping[str, str]) -> Any:
+    return client.post(f"/jobs/{job['id']}/audit", data=fields, headers=BROWSER)
+
+
+def test_the_pages_form_is_answered_by_a_page(client: TestClient, job: dict[str, Any]) -> None:
+    """In whatever case labels are typed, and with images that have none."""
+    fields = {f"label.{i}": " Red " if i % 2 else "GREEN" for i in range(NUM_IMAGES)}
+    fields |= {"label.1": "none of the classes", "label.2": "  "}
+    labels = [{"position": i, "label": "red" if i % 2 else "green"} for i in range(NUM_IMAGES) if i != 2]
+    labels[1]["label"] = None
+    answer = fill(client, job, fields)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+    assert "<h1>By 23 labels, the adapted classifier is better</h1>" in answer.text
+    assert audit(client, job, labels).json()["sentence"] in answer.text
+    assert answer.text.count(">right<") + answer.text.count(">wrong<") == 2 * 23
+    shown = html.unescape(answer.text.partition("<pre")[2].partition("</pre>")[0]).partition("audit\n")[2]
+    assert {each["position"]: each["label"] for each in json.loads(shown)["labels"]} == {
+        each["position"]: each["label"] for each in labels
+    }
+
+
+def test_labels_that_cannot_be_counted_come_back_as_they_were_written(client: TestClient, job: dict[str, Any]) -> None:
+    few = fill(client, job, {"label.3": "red", "label.4": ""})
+    assert few.status_code == 422
+    assert "You have written 1 of 24." in few.text
+    assert few.text.count(" selected") == 1
+    wrong = fill(client, job, {"label.3": "gren", "label.5": "red"})
+    assert wrong.status_code == 422
+    assert "1 label is no class of the job; see image " in wrong.text
+    assert "Perhaps “green”?" in wrong.text
+    assert wrong.text.count('aria-invalid="true"') == 1
+    assert "By 1 labels" not in wrong.text
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"label.24=red", 422, "unknown_field"),
+        (b"label.01=red", 422, "unknown_field"),
+        (b"sure=1", 422, "unknown_field"),
+        (b"label.1=red&label.1=green", 422, "repeated_parameter"),
+        (b"label.1", 400, "malformed_form"),
+        (b"label.1=%ff", 400, "malformed_form"),
+        ("label.1=é".encode(), 400, "malformed_form"),
+        (b"&".join(b"label.%d=" % i for i in range(101)), 400, "malformed_form"),
+        (b"label.1=" + b"x" * 1024 * 1024, 413, "payload_too_large"),
+    ],
+)
+def test_forms_that_no_page_sends_are_told_by_code(
+    client: TestClient, job: dict[str, Any], body: bytes, status: int, code: str
+) -> None:
+    headers = {**BROWSER, "Content-Type": "application/x-www-form-urlencoded"}
+    assert told(client.post(f"/jobs/{job['id']}/audit", content=body, headers=headers)) == (status, code)
+
+
+def test_an_empty_form_lacks_labels_too(client: TestClient, job: dict[str, Any]) -> None:
+    headers = {**BROWSER, "Content-Type": "application/x-www-form-urlencoded"}
+    empty = client.post(f"/jobs/{job['id']}/audit", content=b"", headers=headers)
+    assert empty.status_code == 422
+    assert "You have written 0 of 24." in empty.text
+
+
+def test_odd_names_are_no_markup_in_the_form_and_its_answer(client: TestClient, ledger: Ledger) -> None:
+    odd = submit(client, seed=400, classes=ODD_CLASSES, name="</title><script>alert(4)</script>")
+    publish(ledger, odd["id"], body())
+    answer = fill(client, odd, {f"label.{i}": ODD_CLASSES[i % 3] for i in range(NUM_IMAGES)})
+    assert answer.status_code == 200, answer.text
+    broken = fill(client, odd, {"label.1": '"><script>alert(5)</script>'})
+    assert broken.status_code == 422
+    for page in (answer.text, broken.text):
+        assert "<script" not in page
+        assert "<img src=x" not in page
+
+
+def test_how_training_ended_is_told(client: TestClient, ledger: Ledger) -> None:
+    ends = {
+        500: ((EventType.SETTLED, {"step": 30}), "Training ended at step 30, sooner than planned"),
+        600: (
+            (EventType.ROLLED_BACK, {"reasons": ["Classes were lost."], "to_step": 20}),
+            "Training collapsed, was ended, and went back to step 20. Classes were lost.",
+        ),
+    }
+    for seed, (event, sentence) in ends.items():
+        job = submit(client, seed=seed)
+        publish(ledger, job["id"], body(), events=(event,))
+        assert client.get(f"/jobs/{job['id']}/report").json()["training_end"].startswith(sentence)
+        assert sentence in client.get(f"/jobs/{job['id']}/report", headers=BROWSER).text
+
+
+def test_there_is_an_icon(client: TestClient) -> None:
+    answer = client.get("/icon.svg")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "image/svg+xml"
 
 
 def test_a_report_outlives_its_dataset_without_the_pictures(client: TestClient, ledger: Ledger) -> None:

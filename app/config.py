@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """Attempts a job gets before it fails with ``worker_lost``."""
 
+    max_running_jobs_per_tenant: Annotated[int, Field(ge=1)] | None = None
+    """Jobs of one tenant that run at a time; its others wait. Unset: no limit. To be the same for API and workers."""
+
     checkpoint_interval: Duration = timedelta(seconds=30)
     """How often a trainer saves what it has: a killed attempt costs at most this much work."""
 
@@ -118,6 +121,10 @@ class Settings(BaseSettings):
 
     worker_concurrency: Annotated[int, Field(ge=1)] = 1
     """Jobs that one worker process supervises at a time."""
+
+    worker_gpus: Annotated[str, Field(pattern=r"^(auto|none|cpu:[1-9][0-9]?|[A-Za-z0-9_.,-]+)$")] = "auto"
+    """Devices that one worker process owns, shared out among its jobs: ``auto`` for the GPUs it finds, ``none`` for the
+    CPU alone, GPUs by number or UUID (``0,1``), or ``cpu:N`` to have N processes on the CPU stand in for N GPUs."""
 
     max_cached_models: Annotated[int, Field(ge=1)] = 4
     """Base models and adapted classifiers kept in the memory of the API process, least recently used out."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event, func, literal, text
+from sqlalchemy import Connection, Engine, SQLColumnExpression, create_engine, event, func, literal, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
@@ -32,6 +32,7 @@ MIGRATION_LOCK = 0x6D757374  # any constant: the advisory lock that two migrator
 
 BUSY_TIMEOUT = timedelta(seconds=15)
 STATEMENT_TIMEOUT = timedelta(seconds=30)
+FROZEN_AFTER = timedelta(seconds=5)
 READ_ONLY = "must_read_only"
 
 
@@ -96,14 +97,19 @@ class now_utc(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL funct
     inherit_cache = True
 
 
-class _NowPlus(FunctionElement[datetime]):
+class _PlusSeconds(FunctionElement[datetime]):
     type = UtcDateTime()
     inherit_cache = True
 
 
 def now_plus(delta: timedelta) -> FunctionElement[datetime]:
     """SQL: the database's clock plus ``delta`` (which may be negative), to the millisecond."""
-    return _NowPlus(literal(delta.total_seconds(), Float()))
+    return plus_seconds(now_utc(), literal(delta.total_seconds(), Float()))
+
+
+def plus_seconds(instant: SQLColumnExpression[Any], seconds: SQLColumnExpression[Any]) -> FunctionElement[datetime]:
+    """SQL: an instant some seconds later, to the millisecond; NULL when one of the two is."""
+    return _PlusSeconds(instant, seconds)
 
 
 # SQLite keeps instants as text. These expressions write what `UtcDateTime` writes, six decimals, so that text order
@@ -123,14 +129,55 @@ def _now(element: now_utc, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: AR
     return "statement_timestamp()"
 
 
-@compiles(_NowPlus, "sqlite")
-def _now_plus_sqlite(element: _NowPlus, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"strftime({_SQLITE_FORMAT}, 'now', printf('%+.3f seconds', {compiler.process(element.clauses, **kw)}))"
+@compiles(_PlusSeconds, "sqlite")
+def _plus_seconds_sqlite(element: _PlusSeconds, compiler: SQLCompiler, **kw: Any) -> str:
+    instant, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"strftime({_SQLITE_FORMAT}, {instant}, round({seconds}, 3) || ' seconds')"
 
 
-@compiles(_NowPlus)
-def _now_plus(element: _NowPlus, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"(statement_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)}))"
+@compiles(_PlusSeconds)
+def _plus_seconds(element: _PlusSeconds, compiler: SQLCompiler, **kw: Any) -> str:
+    instant, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"({instant} + make_interval(secs => {seconds}))"
+
+
+class _SecondsBetween(FunctionElement[float]):
+    type = Float()
+    inherit_cache = True
+
+
+def seconds_between(start: SQLColumnExpression[Any], end: SQLColumnExpression[Any]) -> FunctionElement[float]:
+    """SQL: the seconds from ``start`` to ``end``, to the millisecond; NULL when one of them is."""
+    return _SecondsBetween(start, end)
+
+
+@compiles(_SecondsBetween, "sqlite")
+def _seconds_between_sqlite(element: _SecondsBetween, compiler: SQLCompiler, **kw: Any) -> str:
+    start, end = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"((julianday({end}) - julianday({start})) * 86400.0)"
+
+
+@compiles(_SecondsBetween)
+def _seconds_between(element: _SecondsBetween, compiler: SQLCompiler, **kw: Any) -> str:
+    start, end = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"CAST(EXTRACT(EPOCH FROM ({end} - {start})) AS DOUBLE PRECISION)"
+
+
+def wait_for_turn(session: Session, lock: int) -> None:
+    """Have transactions that name the same ``lock`` come one after the other: what one reads after this call, those
+    before it have committed. On SQLite every writing transaction is alone as it is.
+
+    A holder that goes silent in the middle of its transaction is thrown off by the server after `FROZEN_AFTER`.
+    """
+    if session.get_bind().dialect.name != "postgresql":
+        return
+    milliseconds = str(int(FROZEN_AFTER.total_seconds() * 1000))
+    session.execute(
+        select(
+            func.set_config("idle_in_transaction_session_timeout", milliseconds, True),
+            func.pg_advisory_xact_lock(lock),
+        )
+    )
 
 
 def migrate(engine: Engine) -> None:

@@ -14,6 +14,7 @@ from app.services.jobs import JobService
 from app.services.models import ModelService
 from app.services.reports import ReportService
 from app.services.thumbnails import ThumbnailService
+from app.tables import DEFAULT_TENANT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,12 @@ def _health(of: ServicesDep) -> HealthService:
     return of.health
 
 
+def _tenant() -> str:
+    """Whose request it is. Nobody says yet, so everybody's requests are of one tenant."""
+    return DEFAULT_TENANT
+
+
+TenantDep = Annotated[str, Depends(_tenant)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 DatasetServiceDep = Annotated[DatasetService, Depends(_datasets)]
 JobServiceDep = Annotated[JobService, Depends(_jobs)]

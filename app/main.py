@@ -89,6 +89,7 @@ def _make_services(settings: Settings, engine: Engine, decoder: DecoderPool, que
             classifiers=classifier_service,
             predictor=predictor,
             max_attempts=settings.max_attempts,
+            max_running_per_tenant=settings.max_running_jobs_per_tenant,
         ),
         reports=ReportService(sessions=sessions),
         thumbnails=ThumbnailService(sessions=sessions, storage=storage, decoder=decoder),

@@ -16,6 +16,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -57,6 +58,9 @@ class Base(DeclarativeBase):
         list[Any]: JSON(none_as_null=True),
     }
 
+
+DEFAULT_TENANT = "default"
+"""Everybody's, until requests say whose they are."""
 
 ObjectId = String(40)
 Sha256 = String(64)
@@ -107,6 +111,22 @@ class RejectedFile(Base):
     detail: Mapped[str] = mapped_column(Text)
 
 
+def _index_of_some(name: str, *columns: str, where: str) -> Index:
+    """An index that holds only the rows ``where``. SQLite uses it for queries that say the same in the same words."""
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
+_JOB_INDEXES = (
+    Index("ix_jobs_status_finished_at", "status", "finished_at"),
+    Index("ix_jobs_tenant_claimed_at", "tenant", "claimed_at"),
+    _index_of_some(
+        "ix_jobs_claim", "tenant", "priority", "created_at", "id", "available_at", "num_gpus", where="status = 'queued'"
+    ),
+    _index_of_some("ix_jobs_held", "tenant", "lease_until", where="lease_until IS NOT NULL"),
+    _index_of_some("ix_jobs_pending_until", "pending_until", where="pending_until IS NOT NULL"),
+)
+
+
 class Job(Base):
     """One adaptation. Every move of ``status`` is a guarded UPDATE in app/jobs/store.py or claims.py."""
 
@@ -114,7 +134,7 @@ class Job(Base):
     __table_args__ = (
         CheckConstraint("status in ('queued','running','cancelling','succeeded','failed','cancelled')", name="status"),
         CheckConstraint("promotion in ('auto','manual','never')", name="promotion"),
-        Index("ix_jobs_claim", "status", "lease_until", "created_at"),
+        *_JOB_INDEXES,
     )
 
     id: Mapped[str] = mapped_column(ObjectId, primary_key=True)
@@ -134,6 +154,15 @@ class Job(Base):
     promotion: Mapped[str] = mapped_column(String(8), server_default="auto")
     """A `Promotion`: who decides which of its classifiers the job answers with."""
 
+    tenant: Mapped[str] = mapped_column(String(64), server_default=DEFAULT_TENANT)
+    """Whose job it is."""
+    priority: Mapped[int] = mapped_column(server_default="0")
+    """Higher goes first."""
+    not_before: Mapped[datetime | None]
+    max_runtime_s: Mapped[int | None]
+    max_pending_s: Mapped[int | None]
+    num_gpus: Mapped[int] = mapped_column(server_default="1")
+
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -147,7 +176,13 @@ class Job(Base):
     """Attempts that do not count against ``max_attempts``: ended by a graceful stop, or before a resume."""
     max_attempts: Mapped[int]
     available_at: Mapped[datetime]
-    """A queued job may be claimed from here on; later than now while a retry backs off."""
+    """A queued job may be claimed from here on; later than now before ``not_before`` and while a retry backs off."""
+    pending_until: Mapped[datetime | None]
+    """A job still queued then has waited too long; empty once it has been claimed."""
+    claimed_at: Mapped[datetime | None]
+    """When the latest attempt began."""
+    running_s: Mapped[float] = mapped_column(Double, server_default="0")
+    """What ended attempts took, since the job was submitted or resumed."""
     notify_at: Mapped[datetime | None]
     """When the next broker message about this job is due; empty for a job that was claimed."""
     num_notified: Mapped[int]
@@ -160,6 +195,20 @@ class Job(Base):
     classifier_id: Mapped[str | None] = mapped_column(ForeignKey("classifiers.id", use_alter=True))
     """What the job answers with: set in the transaction that ends it, moved by a promotion."""
     error: Mapped[dict[str, Any] | None]
+
+
+class Worker(Base):
+    """A worker process that was seen lately: what it can run. Nothing depends on it but what jobs are told."""
+
+    __tablename__ = "workers"
+
+    owner: Mapped[str] = mapped_column(String(120), primary_key=True)
+    num_slots: Mapped[int]
+    """Jobs that it runs at a time."""
+    num_gpus: Mapped[int]
+    """Most GPUs that one job can get of it."""
+    expected_until: Mapped[datetime]
+    """It says so again before then, unless it is gone."""
 
 
 class JobEvent(Base):

@@ -20,11 +20,13 @@ from sqlalchemy.exc import OperationalError
 
 from app.config import Settings
 from app.database import make_engine, make_sessionmaker, migrate
+from app.jobs.fleet import Presence
 from app.jobs.hint import HintSender
 from app.jobs.ledger import Ledger
 from app.log import configure_logging
 from app.storage import make_storage
 from worker.celery_app import keep_logging_as_it_is, make_celery
+from worker.devices import Devices, Owned
 from worker.embedded import EmbeddedWorker
 from worker.supervisor import Supervisor, SupervisorOptions
 from worker.sweeper import Sweeper
@@ -42,7 +44,11 @@ def main(settings: Settings | None = None, **overrides: Any) -> int:
     settings = settings or Settings()
     engine = make_engine(settings.resolved_database_url)
     _migrate(engine)
-    ledger = Ledger(make_sessionmaker(engine), max_log_bytes=settings.max_job_log_bytes)
+    ledger = Ledger(
+        make_sessionmaker(engine),
+        max_running_jobs_per_tenant=settings.max_running_jobs_per_tenant,
+        max_log_bytes=settings.max_job_log_bytes,
+    )
     supervisor = Supervisor(
         ledger=ledger,
         storage=make_storage(settings.resolved_storage_url, settings.data_dir.absolute() / "cache"),
@@ -67,8 +73,19 @@ def _options(settings: Settings, overrides: Mapping[str, Any]) -> SupervisorOpti
         stall_timeout=settings.stall_timeout,
         silence_timeout=settings.silence_timeout,
         stop_grace=settings.stop_grace,
+        num_slots=settings.worker_concurrency,
+        devices=Devices(Owned.parse(settings.worker_gpus)),
     )
     return replace(options, **overrides)
+
+
+def _presence(settings: Settings, supervisor: Supervisor) -> Presence:
+    devices = supervisor.devices
+    return Presence(
+        owner=supervisor.owner,
+        num_slots=devices.num_jobs_at_most(settings.worker_concurrency),
+        num_gpus=devices.most_for_a_job,
+    )
 
 
 def _migrate(engine: Engine) -> None:
@@ -82,7 +99,12 @@ def _migrate(engine: Engine) -> None:
 
 
 def _run_embedded(settings: Settings, ledger: Ledger, supervisor: Supervisor) -> int:
-    sweeper = Sweeper(ledger, interval=settings.sweep_interval, runs_dir=settings.runs_dir)
+    sweeper = Sweeper(
+        ledger,
+        interval=settings.sweep_interval,
+        runs_dir=settings.runs_dir,
+        presence=_presence(settings, supervisor),
+    )
     worker = EmbeddedWorker(supervisor, concurrency=settings.worker_concurrency, poll_interval=settings.poll_interval)
     # The handler only writes to a pipe: it may run at any instruction of this thread, also within a lock.
     told, tell = os.pipe()
@@ -107,7 +129,15 @@ def _run_celery(settings: Settings, ledger: Ledger, supervisor: Supervisor) -> i
     sender = HintSender(celery.conf.broker_url)
     register(celery, supervisor, sender.send)
     keep_logging_as_it_is()
-    sweeper = Sweeper(ledger, interval=settings.sweep_interval, runs_dir=settings.runs_dir, send_hint=sender.send)
+    sweeper = Sweeper(
+        ledger,
+        interval=settings.sweep_interval,
+        runs_dir=settings.runs_dir,
+        presence=_presence(settings, supervisor),
+        send_hint=sender.send,
+    )
+    # A hint may have woken a worker that had no room for the job, and the next one is sent long after.
+    asking = EmbeddedWorker(supervisor, concurrency=settings.worker_concurrency, poll_interval=settings.sweep_interval)
 
     # Celery calls this inside its own signal handler, in the main thread, which uses none of the supervisor's locks.
     def on_shutdown(**_: Any) -> None:
@@ -115,8 +145,10 @@ def _run_celery(settings: Settings, ledger: Ledger, supervisor: Supervisor) -> i
 
     signals.worker_shutting_down.connect(on_shutdown, weak=False)
     sweeper.start()
+    asking.start()
     worker = celery.Worker(without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True)
     worker.start()  # returns after a warm shutdown, when the last job was given back
+    asking.stop()
     sweeper.stop()
     sender.close()
     return int(worker.exitcode or 0)

@@ -1,4 +1,4 @@
-"""A worker without a broker: threads that ask the ledger for work."""
+"""Threads that ask the ledger for work by themselves: all there is without a broker, and what a broker's hints miss."""
 
 from collections.abc import Sequence
 from datetime import timedelta

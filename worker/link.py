@@ -55,6 +55,7 @@ class LedgerLink:
         """On `time.monotonic`: past this, another worker may hold the job. Counted from before the database was
         asked, so never later than the lease's true end."""
         self.cancel_requested = False
+        self.runtime_exceeded = claim.runtime_exceeded
         self.lost = False
 
     @property
@@ -122,4 +123,7 @@ class LedgerLink:
     def _heed(self, beat: Beat) -> None:
         if beat.cancel_requested and not self.cancel_requested:
             self.cancel_requested = True
+            self._on_change()
+        if beat.runtime_exceeded and not self.runtime_exceeded:
+            self.runtime_exceeded = True
             self._on_change()

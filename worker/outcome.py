@@ -15,6 +15,8 @@ class Interruption(Enum):
     """This worker is to stop."""
     OVERDUE = auto()
     """The ledger was silent for longer than the lease."""
+    OUT_OF_TIME = auto()
+    """The job has run for as long as it may."""
     CANCEL = auto()
     """The user's wish."""
     STALLED = auto()
@@ -45,6 +47,11 @@ class Outcome:
     error: JobError | None = None
 
 
+MAX_RUNTIME_EXCEEDED = JobError(
+    code="max_runtime_exceeded",
+    message="The job has run for as long as it was allowed to. Resumed, it goes on from its last checkpoint.",
+    param="max_runtime_s",
+)
 STALLED = JobError(code="trainer_stalled", message="The training stopped making progress.")
 SILENT = JobError(code="trainer_unresponsive", message="The training process stopped answering.")
 NO_RESULT = JobError(code="internal_error", message="The training ended without a result.")
@@ -65,7 +72,7 @@ def judge(  # noqa: PLR0911 - a decision table
         return Outcome(ending=Ending.CANCEL)
     if code == ExitCode.DONE and result is not None:
         return Outcome(ending=Ending.PUBLISH)  # it finished while being asked to stop: finished is finished
-    stopped = interruption in {Interruption.SHUTDOWN, Interruption.OVERDUE}
+    stopped = interruption in {Interruption.SHUTDOWN, Interruption.OVERDUE, Interruption.OUT_OF_TIME}
     if error is not None and not (stopped and error.kind == "transient"):
         return Outcome(
             ending=Ending.RETRY if error.kind == "transient" else Ending.FAIL,
@@ -75,6 +82,8 @@ def judge(  # noqa: PLR0911 - a decision table
         return Outcome(ending=Ending.RETRY, error=STALLED)
     if interruption is Interruption.SILENT:
         return Outcome(ending=Ending.RETRY, error=SILENT)
+    if interruption is Interruption.OUT_OF_TIME:
+        return Outcome(ending=Ending.FAIL, error=MAX_RUNTIME_EXCEEDED)
     if stopped:
         return Outcome(ending=Ending.RELEASE)  # also when it had to be killed: the stop was not its fault
     return _accident(code)

@@ -41,11 +41,14 @@ class Trainer:
         on_line: Callable[[bytes], None],
         on_exit: Callable[[], None],
         on_output: Callable[[LogStream, bytes], None] = lambda stream, chunk: None,  # noqa: ARG005
+        devices: Mapping[str, str] | None = None,
     ) -> None:
-        """Start it. Raises `OSError` when the machine has no room for a process."""
+        """Start it. ``devices``: the environment that shows it its GPUs, if it is not to see this process's. Raises
+        `OSError` when the machine has no room for a process."""
         report_read, report_write = os.pipe()
         environment = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
         environment |= {
+            **(devices or {}),
             REPORT_FD_VARIABLE: str(report_write),
             "PYTHONUNBUFFERED": "1",
             "PYTHONFAULTHANDLER": "1",  # a segfault leaves its stack in the log

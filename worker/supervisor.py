@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from threading import Event, Lock
@@ -28,6 +28,7 @@ from app.jobs.messages import Claim, JobError
 from app.storage import BlobStore
 from worker import runs
 from worker.bundles import BundleRefused, store_bundle
+from worker.devices import Devices, Share
 from worker.job_log import JobLog
 from worker.link import LedgerLink
 from worker.outcome import INTERNAL, NO_RESULT, Ending, Interruption, Outcome, judge
@@ -55,6 +56,9 @@ class SupervisorOptions:
     stall_timeout: timedelta
     silence_timeout: timedelta
     stop_grace: timedelta
+    num_slots: int | None = None
+    """Jobs at a time; None for as many as threads ask."""
+    devices: Devices = field(default_factory=Devices)
     trainer: Sequence[str] = (sys.executable, "-m", "worker.trainer")
     """The program to run; the path of the spec is appended."""
     retry_delay: timedelta = timedelta(seconds=5)
@@ -71,9 +75,15 @@ class Supervisor:
         self._stopping = Event()
         self._lock = Lock()
         self._attempts: set[_Attempt] = set()
+        self._num_busy = 0
         self._redactor = Redactor.of_environment(os.environ)
         self.owner = f"{socket.gethostname()[:60]}:{os.getpid()}:{secrets.token_hex(4)}"
         """How the ledger knows this worker process."""
+
+    @property
+    def devices(self) -> Devices:
+        """What its jobs share."""
+        return self._options.devices
 
     @property
     def stopping(self) -> bool:
@@ -88,16 +98,41 @@ class Supervisor:
             attempt.wake()
 
     def run_one(self, job_id: str | None = None) -> bool:
-        """Claim a job (``job_id``, or any) and see it through. False when there was none to claim.
+        """Claim a job (``job_id``, or whose turn it is) and see it through. False when there was none, or no free slot.
 
         Raises `LedgerUnavailable` when the ledger cannot be asked.
         """
-        if self.stopping:
+        if self.stopping or not self._occupy_slot():
             return False
-        claimed_at = time.monotonic()
-        claim = self._ledger.claim(self.owner, self._options.lease, job_id)
-        if claim is None:
-            return False
+        try:
+            asked_at = 0.0
+
+            def ask(num_gpus: int) -> Claim | None:
+                nonlocal asked_at
+                asked_at = time.monotonic()  # only now: other threads' claims may have come first, and taken long
+                return self._ledger.claim(self.owner, self._options.lease, job_id, num_gpus=num_gpus)
+
+            found = self._options.devices.claim(ask)
+            if found is None:
+                return False
+            claim, share = found
+            try:
+                self._see_through(claim, share, asked_at)
+            finally:
+                share.give_back()
+        finally:
+            with self._lock:
+                self._num_busy -= 1
+        return True
+
+    def _occupy_slot(self) -> bool:
+        with self._lock:
+            if self._options.num_slots is not None and self._num_busy >= self._options.num_slots:
+                return False
+            self._num_busy += 1
+            return True
+
+    def _see_through(self, claim: Claim, share: Share, claimed_at: float) -> None:
         with structlog.contextvars.bound_contextvars(job_id=claim.job_id, attempt=claim.attempt):
             _log.info("job_claimed", ordinal=claim.ordinal, max_attempts=claim.max_attempts)
             attempt = _Attempt(
@@ -105,6 +140,7 @@ class Supervisor:
                 storage=self._storage,
                 options=self._options,
                 claim=claim,
+                share=share,
                 claimed_at=claimed_at,
                 stopping=self._stopping,
                 redactor=self._redactor,
@@ -118,7 +154,6 @@ class Supervisor:
             finally:
                 with self._lock:
                     self._attempts.discard(attempt)
-        return True
 
 
 class _Interrupted(Exception):
@@ -137,6 +172,7 @@ class _Attempt:
         storage: BlobStore,
         options: SupervisorOptions,
         claim: Claim,
+        share: Share,
         claimed_at: float,
         stopping: Event,
         redactor: Redactor,
@@ -145,6 +181,7 @@ class _Attempt:
         self._storage = storage
         self._options = options
         self._claim = claim
+        self._share = share
         self._stopping = stopping
         self._wake = Event()
         self._relay = Relay()
@@ -195,6 +232,7 @@ class _Attempt:
         self._relay.excuse()
         trainer = Trainer(
             [*self._options.trainer, str(run.spec)],
+            devices=self._share.environment,
             log_path=run.log,
             on_line=self._relay.take_in,
             on_exit=self.wake,
@@ -205,6 +243,7 @@ class _Attempt:
             interruption = self._watch(trainer)
         finally:
             code = trainer.finish()
+            self._share.give_back()
         self._job_log.end()
         result = self._relay.result
         outcome = judge(code, interruption=interruption, result=result, error=self._relay.error)
@@ -280,6 +319,7 @@ class _Attempt:
         reasons = {
             Interruption.LOST: self._link.lost,
             Interruption.CANCEL: self._link.cancel_requested,
+            Interruption.OUT_OF_TIME: self._link.runtime_exceeded,
             Interruption.SHUTDOWN: self._stopping.is_set(),
             Interruption.OVERDUE: self._link.overdue,
             Interruption.SILENT: trainer is not None and watched.silent_s > options.silence_timeout.total_seconds(),

@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from threading import Event, Thread
@@ -11,11 +12,13 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.jobs.errors import LedgerUnavailable
+from app.jobs.fleet import Presence
 from app.jobs.ledger import Ledger
 from worker import runs
 
 _log = structlog.get_logger(__name__)
 
+PATIENCE = timedelta(seconds=15)
 TIDY_INTERVAL = timedelta(minutes=10)
 
 
@@ -28,12 +31,15 @@ class Sweeper:
         *,
         interval: timedelta,
         runs_dir: Path,
+        presence: Presence | None = None,
         send_hint: Callable[[str], bool] | None = None,
     ) -> None:
-        """``send_hint`` tells the broker of a job id and returns whether it took it; None without a broker."""
+        """``presence`` is told with each sweep. ``send_hint`` tells the broker of a job id and returns whether it took
+        it; None without a broker."""
         self._ledger = ledger
         self._interval_s = interval.total_seconds()
         self._runs_dir = runs_dir
+        self._presence = presence
         self._send_hint = send_hint
         self._stopping = Event()
         self._thread = Thread(target=self._run, name="sweeper", daemon=True)
@@ -46,12 +52,19 @@ class Sweeper:
         """End; waits for a sweep that is under way."""
         self._stopping.set()
         self._thread.join()
+        if self._presence is not None:
+            with suppress(LedgerUnavailable):
+                self._ledger.check_out(self._presence.owner)
 
     def sweep(self) -> None:
         """One round. Raises `LedgerUnavailable`."""
+        if self._presence is not None:
+            self._ledger.check_in(self._presence, timedelta(seconds=3 * self._interval_s) + PATIENCE)
         swept = self._ledger.sweep()
         for job_id in swept.failed:
             _log.warning("job_failed", job_id=job_id, error="worker_lost")
+        for job_id in swept.expired:
+            _log.info("job_failed", job_id=job_id, error="pending_too_long")
         for job_id in swept.cancelled:
             _log.info("job_cancelled", job_id=job_id)
         if self._send_hint is not None:

@@ -1,4 +1,8 @@
-"""The doorway from Celery: checks the hint, calls the supervisor."""
+"""The doorway from Celery: checks the hint, wakes the supervisor.
+
+A hint names a job, but hints come in the order they were sent, and whose turn it is the ledger knows (decision 011):
+whoever is woken asks for any job, and goes on until there is none.
+"""
 
 import time
 from collections.abc import Callable
@@ -15,6 +19,14 @@ _log = structlog.get_logger(__name__)
 PASS_ON_AFTER_S = 0.2
 
 
+def run_all(supervisor: Supervisor) -> int:
+    """Run jobs one after the other while there are any; returns how many. Raises `LedgerUnavailable`."""
+    num_run = 0
+    while supervisor.run_one():
+        num_run += 1
+    return num_run
+
+
 def register(celery: Celery, supervisor: Supervisor, send_hint: Callable[[str], bool]) -> None:
     """Have ``celery`` hand the hints it receives to ``supervisor``; ``send_hint`` passes on those it cannot take."""
 
@@ -24,7 +36,7 @@ def register(celery: Celery, supervisor: Supervisor, send_hint: Callable[[str], 
             _log.warning("hint_forged")
             return
         try:
-            if supervisor.run_one(job_id):
+            if run_all(supervisor):
                 return
         except LedgerUnavailable as e:
             _log.warning("ledger_unavailable", job_id=job_id, error=str(e)[:300])  # the sweeper sends another hint

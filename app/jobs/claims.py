@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from app.classifiers.messages import NewClassifier
 from app.classifiers.store import ClassifierStore
-from app.database import now_plus, now_utc
+from app.database import now_plus, now_utc, seconds_between, wait_for_turn
 from app.ids import new_id
 from app.jobs.errors import LeaseLost
 from app.jobs.events import add_event, add_status_event
@@ -19,12 +19,20 @@ from app.jobs.logs import JobLogStore
 from app.jobs.messages import Beat, Claim, EventType, JobError, Publication, Report
 from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
+from app.jobs.turns import Terms, attempts_left, is_claimable, is_this_ones_turn, next_job
 from app.tables import Classifier, DatasetImage, Job, JobReport
 
 QUEUED = JobStatus.QUEUED.value
 RUNNING = JobStatus.RUNNING.value
 CANCELLING = JobStatus.CANCELLING.value
 
+CLAIM_LOCK = 0x6D757375
+"""Any constant: the advisory lock under which workers claim one after the other."""
+NO_TERMS = Terms()
+
+PENDING_TOO_LONG = JobError(
+    code="pending_too_long", message="No worker took the job in the time it was to wait.", param="max_pending_s"
+)
 WORKER_LOST = JobError(
     code="worker_lost", message="The worker stopped answering, and no attempts are left. The job can be resumed."
 )
@@ -36,23 +44,21 @@ class ClaimStore:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def take(self, owner: str, lease: timedelta, job_id: str | None) -> Claim | None:
-        """Claim the oldest job that may run now, or only ``job_id``. None when there is none."""
-        claimable = _claimable()
-        wanted = select(Job.id).where(claimable).order_by(Job.created_at, Job.id).limit(1)
-        if job_id is not None:
-            wanted = wanted.where(Job.id == job_id)
-        # Two statements on purpose: inside one UPDATE a planner may run the locking subquery more than once.
-        # SQLite has no row locks and needs none: the whole transaction holds its write lock.
-        found = self._session.scalar(wanted.with_for_update(skip_locked=True))
+    def take(self, owner: str, lease: timedelta, job_id: str | None, terms: Terms = NO_TERMS) -> Claim | None:
+        """Claim the job whose turn it is, or only ``job_id``. None when there is none."""
+        wait_for_turn(self._session, CLAIM_LOCK)
+        found = self._lock_next(terms) if job_id is None else self._lock(job_id, terms)
         if found is None:
             return None
         row = self._session.execute(
             update(Job)
-            .where(Job.id == found, claimable)
+            .where(Job.id == found, is_claimable())
             .values(
                 status=RUNNING,
                 owner=owner,
+                running_s=Job.running_s + _held_until_lease_end(),
+                claimed_at=now_utc(),
+                pending_until=None,
                 lease_until=now_plus(lease),
                 attempt=Job.attempt + 1,
                 started_at=func.coalesce(Job.started_at, now_utc()),
@@ -72,6 +78,8 @@ class ClaimStore:
                 Job.hyperparameters,
                 Job.seed,
                 Job.promotion,
+                Job.num_gpus,
+                _runtime_exceeded().label("runtime_exceeded"),
             )
             .execution_options(synchronize_session=False)
         ).one_or_none()
@@ -93,7 +101,26 @@ class ClaimStore:
             hyperparameters=row.hyperparameters,
             seed=row.seed,
             promotion=Promotion(row.promotion),
+            num_gpus=row.num_gpus,
+            runtime_exceeded=bool(row.runtime_exceeded),
         )
+
+    def _lock_next(self, terms: Terms) -> str | None:
+        """Lock the job whose turn it is; one that is being cancelled right now is passed over."""
+        passed_over: list[str] = []
+        while (found := next_job(self._session, terms, but=passed_over)) is not None:
+            if self._lock_row(found):
+                return found
+            passed_over.append(found)
+        return None
+
+    def _lock(self, job_id: str, terms: Terms) -> str | None:
+        return job_id if is_this_ones_turn(self._session, job_id, terms) and self._lock_row(job_id) else None
+
+    def _lock_row(self, job_id: str) -> bool:
+        # SQLite has no row locks and needs none: the whole transaction holds its write lock.
+        query = select(Job.id).where(Job.id == job_id, is_claimable()).with_for_update(skip_locked=True)
+        return self._session.scalar(query) is not None
 
     def extend(self, claim: Claim, lease: timedelta) -> Beat:
         """Move the end of the lease to ``lease`` from now. An expired lease that nobody took is revived."""
@@ -139,7 +166,13 @@ class ClaimStore:
             moved = self._session.execute(
                 update(Job)
                 .where(*self._fence(claim), Job.status == source.value)
-                .values(status=destination.value, lease_until=None, estimated_finish_at=None, **more)
+                .values(
+                    status=destination.value,
+                    running_s=Job.running_s + func.coalesce(seconds_between(Job.claimed_at, now_utc()), 0.0),
+                    lease_until=None,
+                    estimated_finish_at=None,
+                    **more,
+                )
                 .returning(Job.id)
                 .execution_options(synchronize_session=False)
             ).one_or_none()
@@ -214,9 +247,15 @@ class ClaimStore:
 
     def fail_exhausted(self) -> Sequence[str]:
         """Fail running jobs whose lease ran out in their last attempt. Returns their ids."""
-        dead = and_(Job.status == RUNNING, Job.lease_until < now_utc(), ~_attempts_left())
+        dead = and_(Job.status == RUNNING, Job.lease_until < now_utc(), ~attempts_left())
         values = {"status": JobStatus.FAILED.value, "error": WORKER_LOST.to_dict()}
         return self._sweep(dead, values, JobStatus.FAILED, WORKER_LOST.message)
+
+    def fail_expired(self) -> Sequence[str]:
+        """Fail queued jobs that nobody took in time. Returns their ids."""
+        late = and_(Job.status == QUEUED, Job.pending_until < now_utc())
+        values = {"status": JobStatus.FAILED.value, "error": PENDING_TOO_LONG.to_dict()}
+        return self._sweep(late, values, JobStatus.FAILED, PENDING_TOO_LONG.message)
 
     def finish_cancelling(self) -> Sequence[str]:
         """Cancel jobs whose worker died before it could obey. Returns their ids."""
@@ -239,17 +278,17 @@ class ClaimStore:
         return (Job.id == claim.job_id, Job.owner == claim.owner, Job.attempt == claim.attempt)
 
     def _write(self, claim: Claim, values: Mapping[str, Any]) -> Beat:
-        status = self._session.execute(
+        row = self._session.execute(
             update(Job)
             .where(*self._fence(claim), Job.status.in_([RUNNING, CANCELLING]))
             # Naming a column even when nothing changes keeps this a write: it locks the row and tests the fence.
             .values(owner=claim.owner, **values)
-            .returning(Job.status)
+            .returning(Job.status, _runtime_exceeded().label("runtime_exceeded"))
             .execution_options(synchronize_session=False)
-        ).scalar_one_or_none()
-        if status is None:
+        ).one_or_none()
+        if row is None:
             raise LeaseLost(claim.job_id, claim.attempt)
-        return Beat(cancel_requested=status == CANCELLING)
+        return Beat(cancel_requested=row.status == CANCELLING, runtime_exceeded=bool(row.runtime_exceeded))
 
     def _settled_before(self, claim: Claim, target: JobStatus) -> JobStatus:
         row = self._session.execute(
@@ -269,7 +308,14 @@ class ClaimStore:
             attempt = self._session.execute(
                 update(Job)
                 .where(Job.id == job_id, dead)
-                .values(owner=None, lease_until=None, estimated_finish_at=None, finished_at=now_utc(), **values)
+                .values(
+                    owner=None,
+                    running_s=Job.running_s + _held_until_lease_end(),
+                    lease_until=None,
+                    estimated_finish_at=None,
+                    finished_at=now_utc(),
+                    **values,
+                )
                 .returning(Job.attempt - Job.attempts_forgiven)
                 .execution_options(synchronize_session=False)
             ).scalar_one()
@@ -277,12 +323,13 @@ class ClaimStore:
         return ids
 
 
-def _attempts_left() -> ColumnElement[bool]:
-    return Job.attempt - Job.attempts_forgiven < Job.max_attempts
+def _held_until_lease_end() -> ColumnElement[float]:
+    """What the attempt of a dead worker took, as far as anybody knows; 0 when no worker holds the job."""
+    return func.coalesce(seconds_between(Job.claimed_at, Job.lease_until), 0.0)
 
 
-def _claimable() -> ColumnElement[bool]:
-    return or_(
-        and_(Job.status == QUEUED, Job.available_at <= now_utc()),
-        and_(Job.status == RUNNING, Job.lease_until < now_utc(), _attempts_left()),
-    )
+def _runtime_exceeded() -> ColumnElement[bool]:
+    """Of a held job: all its attempts together have taken what they may. NULL when they may take any time."""
+    # A difference on purpose: within RETURNING, SQLite (3.40) finds 40.0 >= column true where the column holds 100.
+    taken = Job.running_s + func.coalesce(seconds_between(Job.claimed_at, now_utc()), 0.0)
+    return taken - Job.max_runtime_s >= 0

@@ -17,28 +17,42 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.database import now_plus, now_utc, read_only
 from app.jobs.claims import ClaimStore
 from app.jobs.errors import LedgerUnavailable
+from app.jobs.fleet import FleetStore, Presence
 from app.jobs.messages import Beat, Claim, EventType, JobError, Publication, Report, Swept
 from app.jobs.promotion import answers_adapted
 from app.jobs.status import JobStatus
 from app.jobs.store import JobStore
+from app.jobs.turns import Terms
 from app.tables import Job
 
 
 class Ledger:
     """The worker's face of the jobs table. Safe to share between threads."""
 
-    def __init__(self, sessions: sessionmaker[Session], *, max_log_bytes: int = 512 * 1024) -> None:
-        """``max_log_bytes``: how much is kept of a job's log."""
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        *,
+        max_running_jobs_per_tenant: int | None = None,
+        max_log_bytes: int = 512 * 1024,
+    ) -> None:
+        """``max_running_jobs_per_tenant``: None for as many as there are slots; to be the same in all workers.
+        ``max_log_bytes``: how much is kept of a job's log."""
         self._sessions = sessions
+        self._max_running_per_tenant = max_running_jobs_per_tenant
         self._max_log_bytes = max_log_bytes
 
-    def claim(self, owner: str, lease: timedelta, job_id: str | None = None) -> Claim | None:
-        """Take a job for ``lease``: ``job_id`` if given and free, else the oldest free one. None when there is none.
+    def claim(
+        self, owner: str, lease: timedelta, job_id: str | None = None, *, num_gpus: int | None = None
+    ) -> Claim | None:
+        """Take a job for ``lease``: the one whose turn it is, or ``job_id`` alone. None when there is none.
 
-        Free is a queued job, and a running one whose lease ran out with attempts left.
+        Free is a queued job, and a running one whose lease ran out with attempts left. ``num_gpus`` are free in the
+        worker; None: it takes any job.
         """
+        terms = Terms(num_gpus=num_gpus, max_running_per_tenant=self._max_running_per_tenant)
         with self._write() as session:
-            return ClaimStore(session).take(owner, lease, job_id)
+            return ClaimStore(session).take(owner, lease, job_id, terms)
 
     def image_digests(self, dataset_id: str) -> Sequence[str]:
         """sha256 of the dataset's images, in order."""
@@ -131,13 +145,29 @@ class Ledger:
             return classifier_id
 
     def sweep(self) -> Swept:
-        """End the jobs whose workers died for good. Any number of sweepers may run: each job is ended once.
+        """End the jobs whose workers died for good and those that waited too long.
+
+        Any number of sweepers may run: each job is ended once.
 
         A dead worker's job that has attempts left needs no sweeping, `claim` takes it as it is.
         """
         with self._write() as session:
             store = ClaimStore(session)
-            return Swept(failed=tuple(store.fail_exhausted()), cancelled=tuple(store.finish_cancelling()))
+            return Swept(
+                failed=tuple(store.fail_exhausted()),
+                cancelled=tuple(store.finish_cancelling()),
+                expired=tuple(store.fail_expired()),
+            )
+
+    def check_in(self, presence: Presence, again_within: timedelta) -> None:
+        """Note that a worker is there. It says so again within that time, or is taken to be gone."""
+        with self._write() as session:
+            FleetStore(session).check_in(presence, again_within)
+
+    def check_out(self, owner: str) -> None:
+        """Note that a worker is leaving."""
+        with self._write() as session:
+            FleetStore(session).check_out(owner)
 
     def unsent(self, limit: int = 100) -> Sequence[str]:
         """Ids of jobs that wait for a worker and whose next broker message is due."""

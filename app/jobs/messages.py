@@ -8,6 +8,7 @@ from typing import Any
 
 from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
+from app.tables import DEFAULT_TENANT
 
 
 class EventType(StrEnum):
@@ -33,6 +34,20 @@ class EventType(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scheduling:
+    """When and where a job is to run, as its user wishes."""
+
+    priority: int = 0
+    """Higher goes first."""
+    not_before: datetime | None = None
+    max_runtime_s: int | None = None
+    """Of all attempts together, since the job was submitted or resumed."""
+    max_pending_s: int | None = None
+    """From when it may first start to its first start."""
+    num_gpus: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class NewJob:
     """A job as submitted. ``hyperparameters`` are as asked: each "auto" or a value."""
 
@@ -47,6 +62,8 @@ class NewJob:
     promotion: Promotion = Promotion.AUTO
     name: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    tenant: str = DEFAULT_TENANT
+    scheduling: Scheduling = Scheduling()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +86,24 @@ class StatusChange:
     status: JobStatus
     at: datetime
     message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """Why a queued job does not simply wait for its turn. ``code`` is stable."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What a queued job can expect, as far as it is known."""
+
+    queue_position: int | None = None
+    """1 is next."""
+    estimated_start_at: datetime | None = None
+    waiting: Waiting | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +138,12 @@ class JobView:
     adapted_classifier_id: str | None
     """What it trained, whether that was promoted or not."""
     transitions: tuple[StatusChange, ...]
+    tenant: str = DEFAULT_TENANT
+    scheduling: Scheduling = Scheduling()
+    runtime_s: float = 0.0
+    """What ended attempts took, since the job was submitted or resumed."""
+    outlook: Outlook = Outlook()
+    """Empty in lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +175,9 @@ class Claim:
     hyperparameters: Mapping[str, Any]
     seed: int
     promotion: Promotion = Promotion.AUTO
+    num_gpus: int = 1
+    runtime_exceeded: bool = False
+    """The attempts before it have used up the job's time."""
 
     @property
     def is_last(self) -> bool:
@@ -146,6 +190,8 @@ class Beat:
     """The ledger's answer to a worker that still holds its job."""
 
     cancel_requested: bool
+    runtime_exceeded: bool = False
+    """The job has run for as long as it may."""
 
 
 class LogStream(StrEnum):
@@ -219,7 +265,8 @@ class Publication:
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """What one sweep ended: ids of jobs whose workers died for good."""
+    """What one sweep ended: ids of jobs whose workers died for good, and of those that waited too long."""
 
     failed: tuple[str, ...] = ()
     cancelled: tuple[str, ...] = ()
+    expired: tuple[str, ...] = ()

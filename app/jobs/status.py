@@ -10,7 +10,9 @@
      │                     cancelling
      │ cancel                  │ trainer stopped, or its worker died
      │                         ▼
-     └────────────────────▶ cancelled
+     ├────────────────────▶ cancelled
+     │ waited too long
+     └────────────────────▶ failed
 
     failed, cancelled ──resume──▶ queued
 
@@ -44,7 +46,7 @@ class JobStatus(StrEnum):
 
 
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED}),
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.FAILED}),
     JobStatus.RUNNING: frozenset(
         {JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELLING, JobStatus.SUCCEEDED, JobStatus.FAILED}
     ),

@@ -1,21 +1,35 @@
 """Jobs as their users see and steer them. Translates between rows and messages; the caller owns the transaction."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
+from dataclasses import asdict
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, and_, case, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Select,
+    SQLColumnExpression,
+    and_,
+    case,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.database import now_plus, now_utc
+from app.database import now_plus, now_utc, plus_seconds
 from app.exceptions import Conflict, NotFound
 from app.jobs import events as job_events
 from app.jobs.logs import JobLogStore
-from app.jobs.messages import Event, EventType, JobError, JobView, LogEntry, NewJob, StatusChange
+from app.jobs.messages import Event, EventType, JobError, JobView, LogEntry, NewJob, Scheduling, StatusChange
 from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
-from app.tables import Classifier, Dataset, Job, JobReport
+from app.tables import Classifier, Dataset, Job, JobReport, UtcDateTime
 
 RESEND_AFTER = timedelta(seconds=30)
 """Wait between the first and the second message about a job that nobody claims. Doubles with each message."""
@@ -34,6 +48,8 @@ class JobStore:
 
     def add(self, new: NewJob) -> None:
         """Insert a queued job. Raises `NotFound` when its dataset is gone."""
+        wishes = new.scheduling
+        due = _due(literal(wishes.not_before, UtcDateTime()))
         statement = insert(Job).values(
             id=new.id,
             status=QUEUED,
@@ -50,8 +66,11 @@ class JobStore:
             attempt=0,
             attempts_forgiven=0,
             max_attempts=new.max_attempts,
-            available_at=now_utc(),
-            notify_at=now_utc(),
+            tenant=new.tenant,
+            **asdict(wishes),
+            available_at=due,
+            pending_until=plus_seconds(due, literal(wishes.max_pending_s, Integer)),
+            notify_at=due,
             num_notified=0,
         )
         try:
@@ -100,6 +119,7 @@ class JobStore:
         """Queue a failed or cancelled job again, with all its attempts anew. It goes on from its last checkpoint if
         that is still there. Raises `NotFound`, and `Conflict` for a job in any other status."""
         # A dataset that is being deleted is waited for; otherwise the job could be queued without one.
+        due = _due(Job.not_before)
         dataset = select(Dataset.id).join(Job, Job.dataset_id == Dataset.id).where(Job.id == job_id)
         self._session.execute(dataset.with_for_update(of=Dataset))
         moved = self._session.execute(
@@ -115,8 +135,10 @@ class JobStore:
                 owner=None,
                 finished_at=None,
                 error=None,
-                available_at=now_utc(),
-                notify_at=now_utc(),
+                running_s=0.0,
+                available_at=due,
+                pending_until=plus_seconds(due, Job.max_pending_s),
+                notify_at=due,
                 num_notified=0,
             )
             .returning(Job.id)
@@ -254,4 +276,18 @@ def _view(job: Job, adapted_id: str | None, transitions: tuple[StatusChange, ...
         classifier_id=job.classifier_id,
         adapted_classifier_id=adapted_id,
         transitions=transitions,
+        tenant=job.tenant,
+        scheduling=Scheduling(
+            priority=job.priority,
+            not_before=job.not_before,
+            max_runtime_s=job.max_runtime_s,
+            max_pending_s=job.max_pending_s,
+            num_gpus=job.num_gpus,
+        ),
+        runtime_s=job.running_s,
     )
+
+
+def _due(not_before: SQLColumnExpression[Any]) -> ColumnElement[datetime]:
+    """Now, or ``not_before`` when that is later."""
+    return case((not_before > now_utc(), not_before), else_=now_utc())

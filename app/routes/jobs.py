@@ -6,8 +6,9 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from app.deps import DatasetServiceDep, JobServiceDep, SettingsDep
+from app.deps import DatasetServiceDep, JobServiceDep, SettingsDep, TenantDep
 from app.exceptions import MalformedRequest, ServiceError
+from app.jobs.messages import Scheduling
 from app.jobs.promotion import Promotion
 from app.routes.bodies import body_schema, class_list, form_fields, form_model, is_form, read_json_body
 from app.routes.event_stream import event_stream
@@ -19,14 +20,23 @@ from app.services.jobs import JobRequest
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-_PLAIN = frozenset({"name", "base_model", "promotion"})
+_PLAIN = frozenset({"name", "base_model", "promotion", "not_before"})
 _RETRY_AFTER_S = "2"
-_FORM = form_fields(plain=_PLAIN, as_json=("templates", "hyperparameters", "seed", "metadata"), archive=True)
+_AS_JSON = (
+    "templates", "hyperparameters", "seed", "metadata", "priority", "max_runtime_s", "max_pending_s", "num_gpus",
+)  # fmt: skip
+_FORM = form_fields(plain=_PLAIN, as_json=_AS_JSON, archive=True)
 
 
 @router.post("", status_code=202, openapi_extra=body_schema(JobCreate, form=_FORM))
 async def create_job(
-    request: Request, response: Response, jobs: JobServiceDep, datasets: DatasetServiceDep, settings: SettingsDep
+    request: Request,
+    response: Response,
+    *,
+    jobs: JobServiceDep,
+    datasets: DatasetServiceDep,
+    settings: SettingsDep,
+    tenant: TenantDep,
 ) -> JobOut:
     """Start an adaptation: JSON with a dataset's id, or a form with images and classes in one request."""
     if is_form(request):
@@ -36,13 +46,13 @@ async def create_job(
             uploads = form.uploads(*FILE_FIELDS)
             ingested = await run_in_threadpool(datasets.create, uploads, name=wanted.name)
         try:
-            job = await run_in_threadpool(jobs.submit, ingested.dataset.id, wanted)
+            job = await run_in_threadpool(jobs.submit, ingested.dataset.id, wanted, tenant=tenant)
         except ServiceError:
             await run_in_threadpool(datasets.delete, ingested.dataset.id)  # nobody knows of it
             raise
     else:
         body = await read_json_body(request, JobCreate)
-        job = await run_in_threadpool(jobs.submit, body.dataset_id, _job_request(body))
+        job = await run_in_threadpool(jobs.submit, body.dataset_id, _job_request(body), tenant=tenant)
     response.headers["Location"] = f"/jobs/{job.id}"
     response.headers["Retry-After"] = _RETRY_AFTER_S
     return JobOut.of(job)
@@ -115,6 +125,13 @@ def _job_request(options: JobOptions) -> JobRequest:
         hyperparameters=options.hyperparameters,
         seed=options.seed,
         promotion=Promotion(options.promotion),
+        scheduling=Scheduling(
+            priority=options.priority,
+            not_before=options.not_before,
+            max_runtime_s=options.max_runtime_s,
+            max_pending_s=options.max_pending_s,
+            num_gpus=options.num_gpus,
+        ),
         name=options.name,
         metadata=options.metadata,
     )

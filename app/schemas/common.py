@@ -1,11 +1,38 @@
 """What all wire models share."""
 
+import re
 from collections.abc import Callable, Sequence
-from typing import Generic, Literal, Self, TypeVar
+from datetime import UTC, datetime
+from typing import Annotated, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
+
+LAST_YEAR = 2199
+"""Of times in requests: something may be added to them yet, and calendars end."""
+
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _instant(value: object) -> object:
+    """JSON has no instants: they come as text, and nothing else is taken for one."""
+    if not isinstance(value, str):
+        raise PydanticCustomError("string_type", "an instant is a text")
+    if not _RFC_3339.fullmatch(value):
+        raise ValueError("no RFC 3339 time with an offset")
+    try:
+        instant = datetime.fromisoformat(value.upper()).astimezone(UTC)
+    except OverflowError as e:  # the offset leads out of the calendar
+        raise ValueError("no such time") from e
+    if instant.year > LAST_YEAR:
+        raise PydanticCustomError("less_than_equal", "too late")
+    return instant
+
+
+Instant = Annotated[datetime, BeforeValidator(_instant)]
+"""A time in a request: RFC 3339, with its offset from UTC; kept as UTC."""
 
 
 class WireModel(BaseModel):

@@ -1,6 +1,7 @@
 """Jobs on the wire."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -9,9 +10,11 @@ from pydantic import Field
 from app.inference.class_warnings import warnings_of_rows
 from app.inference.verdicts import headline
 from app.jobs.messages import Event, JobView
-from app.schemas.common import WireModel
+from app.schemas.common import Instant, WireModel
 
 MAX_SEED = 2**63 - 1
+MAX_LIMIT_S = 366 * 86400
+MAX_GPUS = 64
 
 Name = Annotated[str, Field(min_length=1, max_length=200, description="For people.", examples=["Shelf cameras"])]
 BaseModelName = Annotated[
@@ -75,6 +78,41 @@ class JobOptions(WireModel):
         "it is better; `manual`, after `POST /jobs/{id}/promote`; `never`. What was trained is kept in any case.",
         examples=["auto"],
     )
+    priority: int = Field(
+        default=0,
+        ge=-100,
+        le=100,
+        description="Higher goes first. Jobs of one priority are shared out fairly between tenants, then the oldest.",
+        examples=[0],
+    )
+    not_before: Instant | None = Field(
+        default=None,
+        description="The job starts then or later. RFC 3339, with an offset from UTC.",
+        examples=["2026-01-02T22:00:00Z"],
+    )
+    max_runtime_s: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_LIMIT_S,
+        description="Seconds that it may run, all attempts together. Then it stops at a checkpoint and fails with "
+        "`max_runtime_exceeded`; a resume goes on from there and has the whole time again. No limit when missing.",
+        examples=[14400],
+    )
+    max_pending_s: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_LIMIT_S,
+        description="Seconds that it may wait for its first start, counted from `not_before` if that is later. Then it "
+        "fails with `pending_too_long`. No limit when missing.",
+        examples=[3600],
+    )
+    num_gpus: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_GPUS,
+        description="GPUs of one host that it trains on. A worker without GPUs runs jobs of 1 on its CPU.",
+        examples=[1],
+    )
     name: Name | None = None
     metadata: dict[str, str] = Field(
         default_factory=dict, max_length=16, description="Kept and shown as given.", examples=[{"team": "shelf"}]
@@ -117,6 +155,15 @@ class JobErrorOut(WireModel):
     code: str = Field(description="Stable name.", examples=["diverged"])
     message: str = Field(description="A sentence for people.", examples=["The loss is not a finite number any more."])
     param: str | None = Field(description="The setting it is about.", examples=["learning_rate_per_256"])
+
+
+class WaitingOut(WireModel):
+    """Why a queued job does not simply wait for its turn."""
+
+    code: str = Field(
+        description="`scheduled`, `retrying`, `tenant_limit`, `no_workers` or `too_many_gpus`.", examples=["scheduled"]
+    )
+    message: str = Field(description="A sentence for people.", examples=["It starts at not_before or later."])
 
 
 class GainOut(WireModel):
@@ -209,6 +256,28 @@ class JobOut(WireModel):
     )
     seed: int = Field(description="As given or drawn.", examples=[7])
     promotion: str = Field(description="As given: `auto`, `manual` or `never`.", examples=["auto"])
+    priority: int = Field(description="As given; 0 when not.", examples=[0])
+    not_before: datetime | None = Field(description="As given.", examples=["2026-01-02T22:00:00Z"])
+    max_runtime_s: int | None = Field(description="As given.", examples=[14400])
+    max_pending_s: int | None = Field(description="As given.", examples=[3600])
+    num_gpus: int = Field(description="As given; 1 when not.", examples=[1])
+    runtime_s: float = Field(
+        description="Seconds that ended attempts took, since the job was submitted or resumed; `max_runtime_s` is "
+        "about these and the attempt that runs.",
+        examples=[0.0],
+    )
+    queue_position: int | None = Field(
+        description="Claims until it is its turn, if nothing comes, ends or fails meanwhile; 1 is next. Null when it "
+        "is not queued or may not start yet, and in lists.",
+        examples=[3],
+    )
+    estimated_start_at: datetime | None = Field(
+        description="From the running jobs' estimates and recent durations; null when nobody can say, and in lists.",
+        examples=["2026-01-02T03:10:00Z"],
+    )
+    waiting: WaitingOut | None = Field(
+        description="Why it does not simply wait for its turn; null when it does, and in lists."
+    )
     created_at: datetime = Field(description="Accepted.", examples=["2026-01-02T03:04:05Z"])
     started_at: datetime | None = Field(description="First claimed by a worker.", examples=["2026-01-02T03:04:06Z"])
     finished_at: datetime | None = Field(description="Ended.", examples=[None])
@@ -252,6 +321,15 @@ class JobOut(WireModel):
             choices=None if view.choices is None else dict(view.choices),
             seed=view.seed,
             promotion=view.promotion.value,
+            priority=view.scheduling.priority,
+            not_before=view.scheduling.not_before,
+            max_runtime_s=view.scheduling.max_runtime_s,
+            max_pending_s=view.scheduling.max_pending_s,
+            num_gpus=view.scheduling.num_gpus,
+            runtime_s=round(view.runtime_s, 3),
+            queue_position=view.outlook.queue_position,
+            estimated_start_at=view.outlook.estimated_start_at,
+            waiting=None if view.outlook.waiting is None else WaitingOut(**asdict(view.outlook.waiting)),
             created_at=view.created_at,
             started_at=view.started_at,
             finished_at=view.finished_at,

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy.orm import Session, sessionmaker
@@ -13,8 +13,10 @@ from app.exceptions import InvalidInput, NotFound
 from app.ids import is_id, new_id
 from app.inference.classes import ClassList, class_list_to_rows
 from app.inference.predictor import Predictor, ZeroShotSource
-from app.jobs.messages import Event, JobView, LogEntry, NewJob
+from app.jobs.messages import Event, JobView, LogEntry, NewJob, Scheduling
+from app.jobs.outlook import OutlookStore
 from app.jobs.promotion import Promotion
+from app.jobs.status import JobStatus
 from app.jobs.store import JobStore
 from app.queue import TaskQueue
 from app.services.classifiers import ClassifierService
@@ -33,6 +35,7 @@ class JobRequest:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     promotion: Promotion = Promotion.AUTO
+    scheduling: Scheduling = field(default_factory=Scheduling)
     name: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -48,12 +51,14 @@ class JobService:
         classifiers: ClassifierService,
         predictor: Predictor,
         max_attempts: int,
+        max_running_per_tenant: int | None = None,
     ) -> None:
         self._sessions = sessions
         self._queue = queue
         self._classifiers = classifiers
         self._predictor = predictor
         self._max_attempts = max_attempts
+        self._max_running = max_running_per_tenant
 
     def check(self, request: JobRequest) -> ZeroShotSource:
         """Refuse what can be known to be wrong before any image is read; raises `InvalidInput`.
@@ -64,8 +69,11 @@ class JobService:
         self._predictor.check_hyperparameters(source.base_model, request.hyperparameters)
         return source
 
-    def submit(self, dataset_id: str, request: JobRequest) -> JobView:
-        """Accept a job. When this returns it is in the ledger and survives any crash; the message is only a hint."""
+    def submit(self, dataset_id: str, request: JobRequest, *, tenant: str) -> JobView:
+        """Accept a job of a tenant.
+
+        When this returns it is in the ledger and survives any crash; the message is only a hint.
+        """
         if not is_id("ds", dataset_id):
             raise NotFound
         source = self.check(request)
@@ -81,12 +89,15 @@ class JobService:
             seed=secrets.randbits(31) if request.seed is None else request.seed,
             max_attempts=self._max_attempts,
             promotion=request.promotion,
+            tenant=tenant,
+            scheduling=request.scheduling,
             name=request.name,
             metadata=dict(request.metadata),
         )
         with self._sessions.begin() as session:
             JobStore(session).add(new)
-        self._enqueue(new.id)
+        if new.scheduling.not_before is None:  # the sweeper tells the workers when its time has come
+            self._enqueue(new.id)
         return self.get(new.id)
 
     def get(self, job_id: str) -> JobView:
@@ -94,9 +105,11 @@ class JobService:
         self._require_id(job_id)
         with read_only(self._sessions) as session:
             found = JobStore(session).get(job_id)
-        if found is None:
-            raise NotFound
-        return found
+            if found is None:
+                raise NotFound
+            if found.status is not JobStatus.QUEUED:
+                return found
+            return replace(found, outlook=OutlookStore(session, max_running_per_tenant=self._max_running).of(job_id))
 
     def list(self, *, limit: int, after: str | None) -> Sequence[JobView]:
         """A page of jobs, newest first; raises `MalformedRequest` ``invalid_cursor``."""

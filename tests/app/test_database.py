@@ -26,9 +26,11 @@ from app.database import (
     schema_change,
 )
 from app.exceptions import Conflict
+from app.jobs.fleet import Presence
 from app.jobs.ledger import Ledger
-from app.jobs.messages import Publication
+from app.jobs.messages import Publication, Scheduling
 from app.jobs.promotion import Promotion
+from app.jobs.status import JobStatus
 from app.jobs.store import JobStore
 from app.tables import Base, Classifier, Dataset, Job
 from tests.support.databases import BOTH, database_url, engine, postgres_url, sessions, sqlite_template
@@ -174,6 +176,8 @@ def test_jobs_from_before_promotions_answer_with_what_they_published(empty_url: 
     sessions = make_sessionmaker(engine)
     promoted, refused = publish(sessions, "clf_1"), publish(sessions, "clf_2", promotion=Promotion.MANUAL)
     waiting = add_job(sessions)
+    with sessions() as session, session.begin():
+        session.execute(update(Job).values(running_s=0.0))  # what revision 0005 brought is lost, too
     before = {job_id: read_job(sessions, job_id) for job_id in (promoted, refused, waiting)}
 
     downgrade(engine, "0001")
@@ -198,6 +202,34 @@ def test_jobs_from_before_promotions_answer_with_what_they_published(empty_url: 
     with pytest.raises(Conflict, match="not_promotable"), sessions() as session, session.begin():
         JobStore(session).request_promotion(refused)  # nothing says any more that clf_2 is its own
     assert read_job(sessions, refused) == replace(before[refused], adapted_classifier_id=None, promotion=Promotion.AUTO)
+    engine.dispose()
+
+
+def test_jobs_from_before_scheduling_are_the_default_tenants_and_unlimited(empty_url: str) -> None:
+    """Down and up again with data: a job that waits for its time, one that runs."""
+    engine = make_engine(empty_url)
+    migrate(engine)
+    sessions = make_sessionmaker(engine)
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    wishes = Scheduling(priority=7, not_before=tomorrow, max_runtime_s=5, max_pending_s=5, num_gpus=2)
+    waiting, running = add_job(sessions, tenant="a", scheduling=wishes), add_job(sessions)
+    claim = Ledger(sessions).claim("w", timedelta(seconds=60))
+    assert claim is not None
+    assert claim.job_id == running
+    Ledger(sessions).check_in(Presence(owner="w", num_slots=1, num_gpus=1), timedelta(seconds=60))
+
+    downgrade(engine, "0004")
+    with engine.connect() as connection:
+        assert "workers" not in inspect(connection).get_table_names()
+        assert not {"tenant", "priority", "running_s"} & {c["name"] for c in inspect(connection).get_columns("jobs")}
+
+    migrate(engine)
+    job = read_job(sessions, waiting)
+    assert (job.tenant, job.scheduling) == ("default", Scheduling())
+    assert Ledger(sessions).claim("w", timedelta(seconds=60)) is None, "it waits for its time still"
+    assert not Ledger(sessions).beat(claim, timedelta(seconds=60)).runtime_exceeded
+    assert Ledger(sessions).release(claim) is JobStatus.QUEUED
+    assert read_job(sessions, running).runtime_s == 0, "nobody knows since when it ran"
     engine.dispose()
 
 

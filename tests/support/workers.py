@@ -61,7 +61,7 @@ class WorkerProcess:
             assert self.process.poll() is None, self.log_path.read_text()[-3000:]
             return bool(self.events("worker_started"))
 
-        wait_for(ready, what="a worker to start")
+        wait_for(ready, timeout_s=60, what="a worker to start")
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Its log lines of one event."""

@@ -17,7 +17,7 @@ from app.database import now_plus
 from app.jobs.claims import ClaimStore
 from app.jobs.errors import LedgerUnavailable
 from app.jobs.ledger import Ledger
-from app.jobs.messages import EventType
+from app.jobs.messages import EventType, Scheduling
 from app.jobs.status import JobStatus
 from app.jobs.store import JobStore
 from app.storage import BlobStore
@@ -239,6 +239,45 @@ def test_a_graceful_stop_gives_the_job_back_and_another_goes_on(
     folders = sorted((tmp_path / "runs" / job_id).glob("attempt-*"))
     assert [f.name for f in folders] == ["attempt-1", "attempt-2"]
     assert read_job(sessions, job_id).attempt == 1
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_a_job_that_has_run_for_long_enough_stops_at_a_checkpoint_and_can_go_on(
+    supervise: Callable[..., Supervisor], sessions: sessionmaker[Session], tmp_path: Path, *, limited: bool
+) -> None:
+    """Without a limit, the control, the same job runs to its end."""
+    wishes = Scheduling(max_runtime_s=1 if limited else None)
+    job_id = add_job(sessions, scheduling=wishes, hyperparameters={"steps": 150, "step_ms": 20})
+    supervisor = supervise(lease=timedelta(seconds=2))
+    assert supervisor.run_one()
+    job = read_job(sessions, job_id)
+    if not limited:
+        assert job.status is JobStatus.SUCCEEDED
+        return
+    assert (job.status, job.attempt) == (JobStatus.FAILED, 1)
+    assert job.error is not None
+    assert (job.error.code, job.error.param) == ("max_runtime_exceeded", "max_runtime_s")
+    assert job.runtime_s >= 1
+    with sessions() as session, session.begin():
+        JobStore(session).request_resume(job_id)
+        session.execute(update(Job).values(max_runtime_s=None))
+    assert supervisor.run_one()
+    assert read_job(sessions, job_id).status is JobStatus.SUCCEEDED
+    attempts = [(tmp_path / "runs" / job_id / f"attempt-{n}" / "trainer.log") for n in (1, 2)]
+    assert all(path.parent.is_dir() for path in attempts)
+
+
+def test_a_job_whose_time_is_used_up_starts_no_trainer(
+    supervise: Callable[..., Supervisor], sessions: sessionmaker[Session], tmp_path: Path
+) -> None:
+    job_id = add_job(sessions, scheduling=Scheduling(max_runtime_s=10))
+    with sessions() as session, session.begin():
+        session.execute(update(Job).values(running_s=10.0))
+    assert supervise().run_one()
+    job = read_job(sessions, job_id)
+    assert job.error is not None
+    assert job.error.code == "max_runtime_exceeded"
+    assert not (tmp_path / "runs" / job_id / "attempt-1" / "trainer.log").exists()
 
 
 def test_a_lost_lease_ends_the_trainer_and_writes_nothing(

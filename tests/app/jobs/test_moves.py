@@ -3,12 +3,13 @@
 from contextlib import suppress
 from datetime import timedelta
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from sqlalchemy import update
+from sqlalchemy import case, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.database import now_plus
@@ -16,7 +17,7 @@ from app.exceptions import Conflict
 from app.ids import new_id
 from app.jobs.errors import LeaseLost
 from app.jobs.ledger import Ledger
-from app.jobs.messages import Claim, JobError, Publication
+from app.jobs.messages import Claim, JobError, Publication, Scheduling
 from app.jobs.status import JobStatus, may_move
 from app.jobs.store import JobStore
 from app.tables import Job
@@ -30,16 +31,23 @@ OOPS = JobError(code="worker_lost", message="m")
     max_examples=15, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 class Moves(RuleBasedStateMachine):
-    """One job, and a model of it: who holds it, whether the lease has run out, what its status must be."""
+    """One job, and a model of it: who holds it, whether the lease has run out, what its status must be.
+
+    Its tenant may have one running job at a time, and has others.
+    """
 
     sessions: sessionmaker[Session]
 
-    @initialize(max_attempts=st.integers(1, 3))
-    def submit(self, max_attempts: int) -> None:
-        self.ledger = Ledger(self.sessions)
-        self.job_id = add_job(self.sessions, max_attempts=max_attempts)
+    @initialize(max_attempts=st.integers(1, 3), limits=st.booleans())
+    def submit(self, max_attempts: int, *, limits: bool) -> None:
+        self.ledger = Ledger(self.sessions, max_running_jobs_per_tenant=1)
+        wishes = Scheduling(max_pending_s=3600, max_runtime_s=3600) if limits else Scheduling()
+        self.job_id = add_job(self.sessions, max_attempts=max_attempts, scheduling=wishes, tenant=new_id("ds"))
+        self.limits, self.due, self.waited, self.ran = limits, True, False, False
+        self.other: Claim | None = None
         self.status = JobStatus.QUEUED
         self.claims: list[Claim] = []
+        self.resumed = False
         self.holder: Claim | None = None
         self.expired = False
         self.counted, self.max_attempts = 0, max_attempts
@@ -48,8 +56,11 @@ class Moves(RuleBasedStateMachine):
     def claim(self) -> None:
         takeover = self.status is JobStatus.RUNNING and self.expired and self.counted < self.max_attempts
         claim = self.ledger.claim(f"w{len(self.claims)}", LEASE, self.job_id)
-        assert (claim is not None) == (self.status is JobStatus.QUEUED or takeover)
+        free = self.status is JobStatus.QUEUED and self.due and self.other is None
+        assert (claim is not None) == (free or takeover)
         if claim is not None:
+            assert claim.runtime_exceeded == self.ran
+            self.waited = False
             assert claim.attempt == len(self.claims) + 1
             self.counted += 1
             assert claim.ordinal == self.counted
@@ -67,11 +78,56 @@ class Moves(RuleBasedStateMachine):
     def beat(self) -> None:
         for claim in self.claims:
             if claim is self.holder:
-                assert self.ledger.beat(claim, LEASE).cancel_requested == (self.status is JobStatus.CANCELLING)
+                beat = self.ledger.beat(claim, LEASE)
+                assert beat.cancel_requested == (self.status is JobStatus.CANCELLING)
+                assert beat.runtime_exceeded == self.ran
                 self.expired = False
             else:
                 with pytest.raises(LeaseLost):
                     self.ledger.beat(claim, LEASE)
+
+    @rule()
+    def another_job_of_the_tenant_starts(self) -> None:
+        if self.other is not None:
+            return
+        tenant = read_job(self.sessions, self.job_id).tenant
+        job_id = add_job(self.sessions, tenant=tenant)
+        self.other = self.ledger.claim("w", LEASE, job_id)
+        assert (self.other is None) == self.status.is_held
+
+    @rule()
+    def the_other_job_ends(self) -> None:
+        if self.other is not None:
+            self.ledger.fail(self.other, OOPS)
+            self.other = None
+
+    @rule()
+    def have_it_wait(self) -> None:
+        self._write(available_at=now_plus(LEASE))
+        self.due = False
+
+    @rule()
+    def its_time_comes(self) -> None:
+        self._write(available_at=now_plus(-LEASE))
+        self.due = True
+
+    @rule()
+    def it_waits_for_too_long(self) -> None:
+        """Until a worker takes it for the first time, it has a time to wait until."""
+        self._write(pending_until=case((Job.pending_until.is_not(None), now_plus(-LEASE))))
+        with self.sessions() as session:
+            self.waited = session.scalar(select(Job.pending_until).where(Job.id == self.job_id)) is not None
+        if self.claims and self.status is JobStatus.QUEUED and self.waited:
+            assert self.resumed
+
+    @rule()
+    def it_runs_for_too_long(self) -> None:
+        self._write(running_s=3600.0)
+        self.ran = self.limits
+
+    def _write(self, **values: Any) -> None:
+        with self.sessions() as session, session.begin():
+            session.execute(update(Job).where(Job.id == self.job_id).values(values))
 
     @rule(data=st.data(), how=st.sampled_from(["release", "retry", "fail", "publish"]))
     def end(self, data: st.DataObject, how: str) -> None:
@@ -95,6 +151,7 @@ class Moves(RuleBasedStateMachine):
         self.status = JobStatus.CANCELLED if before is JobStatus.CANCELLING else target
         self.counted -= how == "release" and self.status is JobStatus.QUEUED
         self.holder, self.expired = None, False
+        self.due = True
 
     def _end(self, claim: Claim, how: str) -> None:
         if how == "release":
@@ -129,6 +186,7 @@ class Moves(RuleBasedStateMachine):
             return
         assert self.status in {JobStatus.FAILED, JobStatus.CANCELLED}
         self.status, self.counted = JobStatus.QUEUED, 0
+        self.due, self.waited, self.ran, self.resumed = True, False, False, True
 
     @rule()
     def promote(self) -> None:
@@ -147,7 +205,8 @@ class Moves(RuleBasedStateMachine):
         self.ledger.sweep()
         if self.expired and self.status is JobStatus.CANCELLING:
             self.status = JobStatus.CANCELLED
-        elif self.expired and self.status is JobStatus.RUNNING and self.counted >= self.max_attempts:
+        worker_lost = self.expired and self.status is JobStatus.RUNNING and self.counted >= self.max_attempts
+        if worker_lost or (self.status is JobStatus.QUEUED and self.waited):
             self.status = JobStatus.FAILED
         if not self.status.is_held:
             self.holder, self.expired = None, False

@@ -1,5 +1,9 @@
-"""The trainer's side of the protocol: reports and beats out, the wish to stop in, no life without the supervisor."""
+"""The trainer's side of the protocol: reports and beats out, the wish to stop in, no life without the supervisor.
 
+A rank of several (worker/ranks.py) has torchrun's agent for a parent, and the supervisor for that one's.
+"""
+
+import ctypes
 import os
 import signal
 import sys
@@ -7,6 +11,7 @@ import threading
 import time
 from types import FrameType
 
+from worker.exec_shim import PR_SET_PDEATHSIG
 from worker.protocol import REPORT_FD_VARIABLE, AnyReport, BeatReport, format_report
 
 ORPHANED = 99
@@ -25,12 +30,18 @@ class TrainerLink:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         number = os.environ.get(REPORT_FD_VARIABLE)
-        self._fd = sys.stderr.fileno() if number is None else int(number)
+        is_rank = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if is_rank and number is not None:
+            self._fd = _opened_by_agent(number)
+        else:
+            self._fd = sys.stderr.fileno() if number is None else int(number)
         signal.signal(signal.SIGTERM, self._on_sigterm)
         if number is not None:
             os.set_inheritable(self._fd, False)  # data-loading children must not keep it open
             threading.Thread(target=_die_with_parent, name="parent-watch", daemon=True).start()
-            threading.Thread(target=self._beat, name="beat", daemon=True).start()
+            # One rank is enough, and the others' beats could come in the middle of a long line of its.
+            if os.environ.get("RANK", "0") == "0":
+                threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
     @property
     def stop_requested(self) -> bool:
@@ -54,6 +65,17 @@ class TrainerLink:
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the handler's signature
         self._stop.set()
+
+
+def _opened_by_agent(number: str) -> int:
+    """The report pipe, which torchrun's agent holds open and does not hand on. Ends this process with the agent, too:
+    it puts its ranks into sessions of their own, where nobody's kill of a group reaches them."""
+    agent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    try:
+        return os.open(f"/proc/{agent}/fd/{number}", os.O_WRONLY)
+    except OSError:
+        os._exit(ORPHANED)  # the agent is gone, and was before we asked to be told
 
 
 def _die_with_parent() -> None:

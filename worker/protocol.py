@@ -6,6 +6,7 @@ Supervisor to trainer:
 - The environment variable ``MUST_REPORT_FD``: number of an inherited file descriptor to write reports to.
 - SIGTERM: write a checkpoint at the next step, then exit with `ExitCode.STOPPED`.
 - End of file on stdin: the supervisor is gone; exit at once.
+- On several GPUs the trainer is several processes, and what they have of all this is their agent's (worker/ranks.py).
 
 Trainer to supervisor: reports, one JSON object a line, and the exit code. Two timers watch them. Any report is a sign
 of life: a trainer that has reported once and then falls silent is killed, so `TrainerLink` sends ``beat`` on a thread

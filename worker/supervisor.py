@@ -231,7 +231,7 @@ class _Attempt:
         run, spec = self._prepare()
         self._relay.excuse()
         trainer = Trainer(
-            [*self._options.trainer, str(run.spec)],
+            [*self._command(), str(run.spec)],
             devices=self._share.environment,
             log_path=run.log,
             on_line=self._relay.take_in,
@@ -257,6 +257,13 @@ class _Attempt:
         if outcome.ending in {Ending.RETRY, Ending.FAIL} and self._job_log.last_traceback:
             _log.error("trainer_traceback", traceback=self._job_log.last_traceback)
         return outcome, result
+
+    def _command(self) -> Sequence[str]:
+        if self._claim.num_gpus == 1:
+            return self._options.trainer
+        grace_s = max(1, round(self._options.stop_grace.total_seconds()))
+        ranks = (sys.executable, "-m", "worker.ranks", str(self._claim.num_gpus), str(grace_s))
+        return (*ranks, *self._options.trainer)
 
     def _prepare(self) -> tuple[runs.RunFolder, TrainerSpec]:
         claim = self._claim

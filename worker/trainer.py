@@ -7,6 +7,8 @@ import json
 import os
 import sys
 import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,8 +23,9 @@ from pydantic import TypeAdapter
 from app.log import configure_logging
 from must_core import adapt as loop
 from must_core.data.image_list import ImageList
-from must_core.errors import InvalidClasses, InvalidConfig, MustError, UnknownModel, UnreadableImage
+from must_core.errors import FailedElsewhere, InvalidClasses, InvalidConfig, MustError, UnknownModel, UnreadableImage
 from must_core.guard.verdict import Verdict
+from must_core.parallel import joined, local_device
 from must_core.report import RunReport
 from must_core.text.prompts import ClassSpec
 from must_core.unknown import Calibration
@@ -30,6 +33,7 @@ from must_core.workflow import (
     AdaptRequest,
     Chosen,
     Completed,
+    Event,
     PhaseStarted,
     Resumed,
     RolledBack,
@@ -56,6 +60,8 @@ def main() -> int:
     spec = protocol.parse_spec(Path(sys.argv[1]).read_bytes())
     try:
         return _train(spec, link)
+    except FailedElsewhere:
+        return ExitCode.TRANSIENT  # another rank has said why
     except UnreadableImage as e:
         _log.exception("image_unreadable")
         return _give_up(link, "fatal", e.code, "An image of the dataset cannot be read any more.")
@@ -71,18 +77,33 @@ def main() -> int:
 
 
 def _train(spec: TrainerSpec, link: TrainerLink) -> int:
+    device = local_device()
+    with joined(device) as ranks:
+        events = run_adaptation(
+            _request(spec),
+            RunFolders(
+                bundle=spec.output_dir / "bundle",
+                checkpoints=spec.checkpoints_dir,
+                resume_from=spec.resume_from,
+                cache=spec.output_dir / "decoded",
+            ),
+            checkpoint_interval_s=spec.checkpoint_interval_s,
+            stop=lambda: link.stop_requested,
+            device=device,
+            ranks=ranks,
+        )
+        return _tell(events, link) if ranks.first else _follow(events)
+
+
+def _follow(events: Iterator[Event]) -> int:
+    """A rank beside the first computes its share and leaves the telling to that one."""
+    last = deque(events, maxlen=1)
+    return ExitCode.STOPPED if last and isinstance(last[0], loop.Stopped) else ExitCode.DONE
+
+
+def _tell(events: Iterator[Event], link: TrainerLink) -> int:
     phase, next_work = "preparing", 0.0
-    for event in run_adaptation(
-        _request(spec),
-        RunFolders(
-            bundle=spec.output_dir / "bundle",
-            checkpoints=spec.checkpoints_dir,
-            resume_from=spec.resume_from,
-            cache=spec.output_dir / "decoded",
-        ),
-        checkpoint_interval_s=spec.checkpoint_interval_s,
-        stop=lambda: link.stop_requested,
-    ):
+    for event in events:
         match event:
             case PhaseStarted(name):
                 phase = name

@@ -3,7 +3,7 @@ FROM python:3.12-slim AS build
 WORKDIR /app
 RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir uv
 COPY requirements.txt ./
-RUN /venv/bin/uv pip install --no-cache --python /venv/bin/python --require-hashes -r requirements.txt
+RUN /venv/bin/uv pip install --no-cache --compile-bytecode --python /venv/bin/python --require-hashes -r requirements.txt
 
 FROM python:3.12-slim
 RUN useradd --create-home --uid 10001 must && mkdir /data && chown must /data

@@ -16,11 +16,11 @@ from sqlalchemy import text
 
 from app.database import make_engine
 from tests.support.service import Service, running_service
-from tests.support.services import REDIS_URL, postgres_database, require
+from tests.support.services import postgres_database, redis_database
 from tests.support.tiny import CLASSES, make_base, make_images
 from tests.support.workers import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 HYPERPARAMETERS = {"epochs": 60, "batch_size": 8, "learning_rate_per_256": 1e-3}
 TOTAL_STEPS = 240
@@ -50,12 +50,14 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         with running_service(folder, settings) as running:
             yield running
         return
-    with postgres_database() as database_url:
-        broker_url = require(REDIS_URL, "Redis") + "/9"
-        with running_service(
+    with (
+        postgres_database() as database_url,
+        redis_database() as broker_url,
+        running_service(
             folder, {**settings, "MUST_DATABASE_URL": database_url, "MUST_BROKER_URL": broker_url}
-        ) as running:
-            yield running
+        ) as running,
+    ):
+        yield running
 
 
 def zipped(paths: list[Path]) -> bytes:
@@ -69,8 +71,7 @@ def zipped(paths: list[Path]) -> bytes:
 def test_a_job_survives_its_worker_and_its_classifier_answers(service: Service, images: list[Path]) -> None:
     client = service.client
     created = client.post("/datasets", data={"name": "shapes"}, files={"archive": ("shapes.zip", zipped(images))})
-    assert created.status_code == 201, created.text
-    assert created.json()["num_images"] == 36
+    assert (created.status_code, created.json().get("num_images")) == (201, 36), created.text
 
     submitted = client.post(
         "/jobs",
@@ -93,7 +94,7 @@ def test_a_job_survives_its_worker_and_its_classifier_answers(service: Service, 
         progress = client.get(f"/jobs/{job['id']}").json()["progress"] or {}
         return (progress.get("step") or 0) >= TOTAL_STEPS // 4
 
-    wait_for(in_the_middle, timeout_s=90, what=f"training\n{service.logs()}")
+    wait_for(in_the_middle, timeout_s=180, what=f"training\n{service.logs()}")
     first.send_signal(signal.SIGKILL)
     service.start_worker()
 
@@ -149,6 +150,7 @@ def test_a_job_survives_its_worker_and_its_classifier_answers(service: Service, 
     assert by_job.json()["results"][0]["predictions"] == near(good["zero_shot"]["predictions"])
 
     check_report(client, job["id"], images)
+    check_backend(service, job["id"])
 
     # Whoever knows better promotes.
     promoted = client.post(f"/jobs/{job['id']}/promote").json()
@@ -172,6 +174,19 @@ def check_report(client: httpx.Client, job_id: str, images: list[Path]) -> None:
     audited = client.post(f"/jobs/{job_id}/audit", json={"labels": labels})
     assert audited.status_code == 200, audited.text
     assert audited.json()["num_labels"] == 36
+
+
+def check_backend(service: Service, job_id: str) -> None:
+    """The two variants of this file must not run on the same backend by mistake."""
+    ready = service.client.get("/health/ready").json()
+    assert ready == {"status": "ok", "database": True, "broker": True}
+    database_url = service._environment.get("MUST_DATABASE_URL", "")
+    if database_url:
+        with make_engine(database_url).connect() as connection:
+            found = connection.execute(text("SELECT status FROM jobs WHERE id = :id"), {"id": job_id}).scalar_one()
+        assert found == "succeeded"
+    else:
+        assert (service.data_dir / "must.db").exists()
 
 
 def near(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -208,7 +223,7 @@ def stream(service: Service, job_id: str, *, last_event_id: int | None = None) -
     headers = {"Accept": "text/event-stream"}
     if last_event_id is not None:
         headers["Last-Event-ID"] = str(last_event_id)
-    with service.client.stream("GET", f"/jobs/{job_id}/events", headers=headers, timeout=100) as response:
+    with service.client.stream("GET", f"/jobs/{job_id}/events", headers=headers, timeout=180) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         for line in response.iter_lines():
             if line.startswith("data:"):
@@ -225,11 +240,11 @@ def test_a_running_job_is_cancelled_promptly(service: Service, images: list[Path
     service.start_worker()
     wait_for(
         lambda: (client.get(f"/jobs/{submitted['id']}").json()["progress"] or {}).get("step"),
-        timeout_s=90,
+        timeout_s=180,
         what=f"training\n{service.logs()}",
     )
     assert client.post(f"/jobs/{submitted['id']}/cancel").json()["status"] == "cancelling"
-    assert service.wait_for_job(submitted["id"], timeout_s=20)["status"] == "cancelled"
+    assert service.wait_for_job(submitted["id"], timeout_s=60)["status"] == "cancelled"
     again = client.post(f"/jobs/{submitted['id']}/cancel")
     assert (again.status_code, again.json()["code"]) == (409, "job_not_cancellable")
 
@@ -262,15 +277,3 @@ def test_zero_shot_needs_no_job(service: Service, images: list[Path], kind: str)
     (result,) = reply.json()["results"]
     assert {p["label"] for p in result["predictions"]} == set(CLASSES)
     assert sum(p["score"] for p in result["predictions"]) == pytest.approx(1, abs=1e-5)
-
-
-def test_the_ledger_and_the_queue_are_what_the_settings_say(service: Service) -> None:
-    """The two variants of this file must not run on the same backend by mistake."""
-    ready = service.client.get("/health/ready").json()
-    assert ready == {"status": "ok", "database": True, "broker": True}
-    database_url = service._environment.get("MUST_DATABASE_URL", "")
-    if database_url:
-        with make_engine(database_url).connect() as connection:
-            assert connection.scalar(text("SELECT count(*) FROM jobs WHERE status = 'succeeded'"))
-    else:
-        assert (service.data_dir / "must.db").exists()

@@ -43,18 +43,18 @@ def test_what_starts_together_stops_together(tmp_path: Path, number: signal.Sign
             except httpx.TransportError:
                 return False
 
-        wait_for(is_ready, timeout_s=90, what="the API")
+        wait_for(is_ready, timeout_s=180, what="the API")
         assert f"http://127.0.0.1:{port}/docs" in (tmp_path / "log").read_text()
         started = children(serve.pid)
         assert len(started) == 2
 
         os.kill(started[1], signal.SIGKILL)  # the worker: it is started again
-        wait_for(lambda: set(children(serve.pid)) - set(started), timeout_s=20, what="a new worker")
+        wait_for(lambda: set(children(serve.pid)) - set(started), what="a new worker")
         started = children(serve.pid)
-        wait_for(lambda: "worker_started" in (tmp_path / "log").read_text(), timeout_s=60, what="the worker")
+        wait_for(lambda: "worker_started" in (tmp_path / "log").read_text(), what="the worker")
 
         serve.send_signal(number)
-        assert serve.wait(timeout=50) == 0
+        assert serve.wait(timeout=60) == 0
         assert not any(is_running(pid) for pid in started)
     finally:
         if serve.poll() is None:

@@ -98,7 +98,7 @@ def test_reading_does_not_wait_for_a_writer(engine: Engine, sessions: sessionmak
                 with read_only(sessions) as session:
                     return session.scalar(select(Dataset.name))
 
-            assert pool.submit(read).result(timeout=5) == "test"
+            assert pool.submit(read).result(timeout=60) == "test"
 
 
 def test_a_reading_session_cannot_write_and_the_connection_recovers(sessions: sessionmaker[Session]) -> None:

@@ -2,21 +2,19 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
-import redis
 from celery import Celery
-from kombu import Connection
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.ids import new_id
+from app.jobs import hint
 from app.jobs.hint import QUEUE, TASK_NAME
 from app.jobs.status import JobStatus
 from app.queue import CeleryTaskQueue
 from tests.chaos.test_workers import only_postgresql, status, wait_until, wait_until_training
 from tests.support.jobs import add_job, read_job
-from tests.support.services import RABBITMQ_URL, REDIS_URL, require
+from tests.support.services import RABBITMQ_URL, rabbitmq_queue, redis_database
 from tests.support.workers import WorkerProcess, wait_for
 
 StartWorker = Callable[..., WorkerProcess]
@@ -26,38 +24,16 @@ pytestmark = [pytest.mark.services, only_postgresql]
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])
-def broker_url(request: pytest.FixtureRequest) -> Iterator[str]:
+def broker_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A broker with an empty queue."""
-    with free_redis() if request.param == "redis" else emptied_rabbitmq() as url:
-        yield url
-
-
-@contextmanager
-def free_redis() -> Iterator[str]:
-    """A Redis database that nobody else uses."""
-    require(REDIS_URL, "Redis")
-    for number in range(15, 0, -1):
-        url = f"{REDIS_URL}/{number}"
-        client = redis.Redis.from_url(url)
-        if client.set("must-test-lock", "1", nx=True, ex=300):
-            break
-    else:
-        pytest.fail("all databases of Redis are taken")
-    for key in client.scan_iter():
-        if key != b"must-test-lock":
-            client.delete(key)
-    yield url
-    client.flushdb()
-
-
-@contextmanager
-def emptied_rabbitmq() -> Iterator[str]:
-    """RabbitMQ's default virtual host without our queue."""
-    require(RABBITMQ_URL, "RabbitMQ")
-    with Connection(RABBITMQ_URL) as connection:
-        connection.default_channel.queue_delete(QUEUE)
+    if request.param == "redis":
+        with redis_database() as url:
+            yield url
+        return
+    with rabbitmq_queue() as name:
+        monkeypatch.setattr(hint, "QUEUE", name)
+        monkeypatch.setenv("TEST_QUEUE", name)  # for tests/support/worker_main.py
         yield RABBITMQ_URL
-        connection.default_channel.queue_delete(QUEUE)
 
 
 def starts(sessions: Sessions, job_id: str) -> int:

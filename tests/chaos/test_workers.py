@@ -75,7 +75,7 @@ def test_a_killed_worker_takes_its_trainer_along_and_another_goes_on(
     trainer = first.trainer_pid()
     assert is_running(trainer)
     first.send(signal.SIGKILL)
-    wait_for(lambda: not is_running(trainer), timeout_s=5, what="the trainer's end")
+    wait_for(lambda: not is_running(trainer), what="the trainer's end")
     second = start_worker()
     wait_until(sessions, job_id, JobStatus.FAILED)
     assert [e["ordinal"] for e in second.events("job_claimed")] == [2]
@@ -138,7 +138,7 @@ def test_cancelling_while_the_worker_is_dead_ends_too(start_worker: StartWorker,
 
 @only_postgresql
 def test_cancelling_frees_the_worker(start_worker: StartWorker, sessions: Sessions) -> None:
-    job_id = add_job(sessions, hyperparameters={"steps": 1000, "step_ms": 20})
+    job_id = add_job(sessions, hyperparameters={"steps": 10_000, "step_ms": 20})
     worker = start_worker()
     wait_until_training(sessions, job_id)
     queued = add_job(sessions)
@@ -149,7 +149,7 @@ def test_cancelling_frees_the_worker(start_worker: StartWorker, sessions: Sessio
     with sessions() as session, session.begin():
         assert JobStore(session).request_cancel(job_id) is JobStatus.CANCELLING
     wait_until(sessions, job_id, JobStatus.CANCELLED)
-    wait_for(lambda: not is_running(trainer), timeout_s=2, what="the trainer's end")
+    wait_for(lambda: not is_running(trainer), what="the trainer's end")
     wait_until(sessions, last, JobStatus.SUCCEEDED)
     assert status(sessions, queued) is JobStatus.CANCELLED
 

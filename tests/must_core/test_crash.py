@@ -32,7 +32,7 @@ def start(run: Path, kill_at: int) -> "subprocess.CompletedProcess[str]":
         [sys.executable, "-m", "tests.support.crash_main", str(run), str(kill_at), "0"],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=240,
         check=False,
     )
 

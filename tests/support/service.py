@@ -1,13 +1,14 @@
 """The whole service as a user has it: an API and workers as processes of their own, reached over a socket."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from tests.support.workers import wait_for
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback interface that nobody uses now, and that the kernel gives to nobody who asks for any."""
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)  # below the ephemeral ports of Linux and of others
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Service:
@@ -61,13 +64,13 @@ class Service:
             except httpx.TransportError:
                 return False
 
-        wait_for(ready, timeout_s=90, what="the API")
+        wait_for(ready, timeout_s=180, what="the API")
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         """A worker process."""
         return self._start("worker", "-m", "worker")
 
-    def wait_for_job(self, job_id: str, *, timeout_s: float = 100) -> dict[str, Any]:
+    def wait_for_job(self, job_id: str, *, timeout_s: float = 180) -> dict[str, Any]:
         """The job once it has ended."""
 
         def ended() -> dict[str, Any] | None:

@@ -1,4 +1,7 @@
-"""Finds the services that tests need. With ``CI=true`` a missing one fails the test; elsewhere it is skipped."""
+"""Finds the services that tests need. With ``CI=true`` a missing one fails the test; elsewhere it is skipped.
+
+Tests run side by side, and other checkouts' tests may run on the same services: what a test is given here is its alone.
+"""
 
 import os
 import secrets
@@ -8,6 +11,8 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
+import redis
+from kombu import Connection
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
@@ -42,3 +47,32 @@ def postgres_database() -> Iterator[str]:
         with admin.connect() as connection:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
         admin.dispose()
+
+
+@contextmanager
+def redis_database() -> Iterator[str]:
+    """URL of an empty Redis database that is nobody else's meanwhile, emptied afterwards."""
+    require(REDIS_URL, "Redis")
+    lock = "must-test-lock"
+    for number in range(15, 0, -1):
+        url = f"{REDIS_URL}/{number}"
+        client = redis.Redis.from_url(url)
+        if client.set(lock, "1", nx=True, ex=1800):  # a killed test's goes by itself
+            break
+    else:
+        pytest.fail("all databases of Redis are taken")
+    for key in client.scan_iter():
+        if key != lock.encode():
+            client.delete(key)
+    yield url
+    client.flushdb()
+
+
+@contextmanager
+def rabbitmq_queue() -> Iterator[str]:
+    """Name for a queue of RabbitMQ's default virtual host that nobody else uses; deleted afterwards."""
+    name = f"must_test_{secrets.token_hex(6)}"
+    with Connection(require(RABBITMQ_URL, "RabbitMQ")) as connection:
+        yield name
+        connection.default_channel.queue_delete(name)
+        connection.default_channel.exchange_delete(name)  # Celery makes one for each queue

@@ -47,7 +47,7 @@ def running(supervisor: Supervisor) -> Iterator[threading.Thread]:
     thread = threading.Thread(target=supervisor.run_one, daemon=True)
     thread.start()
     yield thread
-    thread.join(timeout=20)
+    thread.join(timeout=60)
     assert not thread.is_alive()
 
 

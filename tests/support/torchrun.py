@@ -37,7 +37,7 @@ def start(
     )
 
 
-def finished(process: "subprocess.Popen[str]", *, within_s: float = 90) -> str:
+def finished(process: "subprocess.Popen[str]", *, within_s: float = 240) -> str:
     """Wait for the end; returns what was printed and fails when the exit status is not 0."""
     try:
         printed, _ = process.communicate(timeout=within_s)

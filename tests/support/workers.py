@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], *, timeout_s: float = 20, what: str = "it") -> T:
-    """The condition's first true value. Fails after ``timeout_s``."""
+def wait_for(condition: Callable[[], T], *, timeout_s: float = 60, what: str = "it") -> T:
+    """The condition's first true value. Fails after ``timeout_s``, which is long, for the machine may be busy: what a
+    test waits for must not come about by itself meanwhile."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited too long for {what}"
@@ -76,7 +77,7 @@ class WorkerProcess:
         """A signal to the worker alone."""
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = 15) -> int:
+    def wait(self, timeout_s: float = 60) -> int:
         """Its exit code."""
         return self.process.wait(timeout=timeout_s)
 
@@ -84,4 +85,4 @@ class WorkerProcess:
         """However it is, be rid of it."""
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=60)

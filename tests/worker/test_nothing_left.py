@@ -61,7 +61,7 @@ def test_no_descendant_outlives_its_job(
         "lost": JobStatus.RUNNING,
     }  # fmt: skip
     assert read_job(sessions, job_id).status is expected.get(end, JobStatus.FAILED)
-    wait_for(lambda: not is_running(grandchild), timeout_s=5, what="the end of the trainer's own child")
+    wait_for(lambda: not is_running(grandchild), what="the end of the trainer's own child")
 
 
 def held(folder: Path, *arguments: str) -> list[dict[str, Any]]:

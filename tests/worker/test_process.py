@@ -78,7 +78,7 @@ def test_killing_ends_the_whole_group_even_stopped(tmp_path: Path) -> None:
     os.kill(trainer.pid, signal.SIGSTOP)
     trainer.kill()
     assert trainer.finish() == -signal.SIGKILL
-    wait_for(lambda: not is_running(grandchild), timeout_s=5)
+    wait_for(lambda: not is_running(grandchild))
     trainer.kill()  # after the end it reaches nobody
     trainer.ask_to_stop()
 
@@ -93,7 +93,7 @@ def test_a_child_left_behind_by_a_good_exit_is_ended_too(tmp_path: Path) -> None
     trainer = start(tmp_path, code, lines)
     wait_for(lambda: trainer.exited)
     assert trainer.finish() == 0
-    wait_for(lambda: not is_running(int(lines[0])), timeout_s=5)
+    wait_for(lambda: not is_running(int(lines[0])))
 
 
 SHIM_WITHOUT = "PR_SET_PDEATHSIG = 1", "PR_SET_PDEATHSIG = 3  # PR_GET_DUMPABLE: asks and changes nothing"
@@ -126,7 +126,7 @@ def test_the_kernel_kills_the_trainer_with_the_thread_that_started_it(
     thread.start()
     thread.join()
     if tie == "tied":
-        wait_for(lambda: not is_running(pids[0]), timeout_s=5)
+        wait_for(lambda: not is_running(pids[0]))
         return
     time.sleep(1)
     alive = is_running(pids[0])
@@ -161,7 +161,7 @@ def test_a_supervisor_that_is_killed_takes_its_trainer_along_even_without_the_ke
         assert supervisor.stdout.readline(), "it runs"
         supervisor.kill()
     if link == "linked":
-        wait_for(lambda: not is_running(pid), timeout_s=10)
+        wait_for(lambda: not is_running(pid))
         return
     time.sleep(1)
     alive = is_running(pid)
@@ -176,5 +176,5 @@ def test_signals_blocked_here_reach_the_trainer(tmp_path: Path) -> None:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     trainer.ask_to_stop()
-    wait_for(lambda: trainer.exited, timeout_s=5)
+    wait_for(lambda: trainer.exited)
     assert trainer.finish() == -signal.SIGTERM

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker import protocol
@@ -145,6 +145,7 @@ def test_messages_are_cut_and_can_be_stored() -> None:
     assert "\x00" not in report.message
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_no_bytes_do_worse_than_be_refused(line: bytes) -> None:
     try:

@@ -29,7 +29,7 @@ def test_a_hung_trainer_is_killed_with_its_children(
     job = read_job(sessions, job_id)
     assert job.error is not None
     assert job.error.code == "trainer_stalled"
-    wait_for(lambda: not is_running(grandchild_of(sessions, job_id)), timeout_s=5)
+    wait_for(lambda: not is_running(grandchild_of(sessions, job_id)))
 
 
 @pytest.mark.parametrize("manner", ["hang", "babble", "close"])
@@ -101,6 +101,6 @@ def test_a_frozen_process_is_noticed_by_its_silence(
 def test_a_slow_but_talking_trainer_is_left_alone(
     supervise: Callable[..., Supervisor], sessions: sessionmaker[Session]
 ) -> None:
-    job_id = add_job(sessions, hyperparameters={"steps": 5, "step_ms": 500})
+    job_id = add_job(sessions, hyperparameters={"steps": 10, "step_ms": 500})
     assert supervise(stall_timeout=STALL).run_one()
     assert read_job(sessions, job_id).status is JobStatus.SUCCEEDED

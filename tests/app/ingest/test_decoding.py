@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -100,23 +101,29 @@ def test_slow_image_times_out_and_the_next_is_served(impatient: DecoderPool, slo
 def test_killed_child_costs_one_image(slow_file: Path, tmp_path: Path) -> None:
     with DecoderPool(processes=1, limits=SLOW, timeout=timedelta(seconds=30)) as pool:
         assert isinstance(pool.check(written(tmp_path, "a", sound())).result(), CheckedImage)
-        before = {child.pid for child in multiprocessing.active_children()}
+        idle = {child.pid: _ticks(child.pid) for child in multiprocessing.active_children() if child.pid}
         doomed = pool.check(slow_file)
         after = pool.check(tmp_path / "a")
-        time.sleep(0.5)
-        for pid in before - {None}:
-            _kill_if_busy(pid)
-        rejected = doomed.result()
+        with ThreadPoolExecutor() as waiting:
+            end = waiting.submit(doomed.result)
+            while not end.done():  # of the children of all pools in this process, one burns time over the slow file
+                for pid in [pid for pid in idle if _ticks(pid) > idle[pid] + 20]:
+                    os.kill(pid, signal.SIGKILL)
+                    del idle[pid]
+                time.sleep(0.05)
+        rejected = end.result()
         assert isinstance(rejected, ImageRejected)
         assert rejected.code == "image_corrupt"
         assert isinstance(after.result(), CheckedImage)
 
 
-def _kill_if_busy(pid: int) -> None:
-    """Of the children of all pools in this process, the one that is burning time."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    if fields[0] == "R":
-        os.kill(pid, signal.SIGKILL)
+def _ticks(pid: int) -> int:
+    """CPU time of a process so far, in hundredths of a second; 0 when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(fields[11]) + int(fields[12])
 
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +132,8 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with DecoderPool(processes=1, limits=limits) as pool:
         assert isinstance(pool.check(path).result(), CheckedImage)
     monkeypatch.setattr("app.ingest.decoding._MEMORY_BASE", 0)
-    monkeypatch.setattr("app.ingest.decoding._MEMORY_PER_PIXEL", 4)
+    # Pillow takes four bytes for a pixel: enough for one image, and for a small one beside it, but not for its copy.
+    monkeypatch.setattr("app.ingest.decoding._MEMORY_PER_PIXEL", 6)
     with DecoderPool(processes=1, limits=limits) as pool:
         rejected = pool.check(path).result()
         assert isinstance(rejected, ImageRejected)

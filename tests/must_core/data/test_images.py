@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -169,6 +169,7 @@ def test_limits_are_the_reason() -> None:
     assert decode_rgb(many_scans(80), LIMITS).image.mode == "RGB"
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=300), kind=st.sampled_from(["JPEG", "PNG", "WEBP"]), cut=st.integers(0, 400))
 def test_garbage_is_rejected_and_nothing_else_is_raised(data: bytes, kind: str, cut: int) -> None:
     code = "image_"

@@ -60,8 +60,10 @@ class JobLog:
             return self._readers[LogStream.STDERR].last_traceback or self._readers[LogStream.STDOUT].last_traceback
 
     def take_in(self, stream: LogStream, chunk: bytes) -> None:
-        """Hear a piece of output."""
+        """Hear a piece of output; what comes after `end` is nobody's any more."""
         with self._lock:
+            if self._ended:
+                return
             room = MAX_RAW_BYTES - self._head_bytes if not self._tail else 0
             for content, pieces in ((chunk[:room], self._head), (chunk[room:], self._tail)):
                 if content:
@@ -116,6 +118,9 @@ class JobLog:
             yield from self._split(piece)
         if self._lost_bytes:
             at = self._tail[0].at if self._tail else at
+            # The beginnings of lines are lost with the rest of them: half a secret would not be known for one.
+            self._lost_bytes += sum(map(len, self._partial.values()))
+            self._partial = dict.fromkeys(LogStream, b"")
             yield from self._flush(at)
             yield at, LogStream.NOTE, f"{self._lost_bytes} bytes of output {LOSS}"
         for piece in self._tail:

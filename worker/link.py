@@ -24,6 +24,8 @@ _log = structlog.get_logger(__name__)
 
 MAX_BEAT_INTERVAL = timedelta(seconds=3)
 """However long the lease: each beat also asks whether to cancel, and people wait for that."""
+MAX_LAST_REPORTS = 20
+"""Once the attempt is over: what a trainer left running may go on talking."""
 REPORT_INTERVAL = timedelta(seconds=1)
 
 
@@ -84,8 +86,9 @@ class LedgerLink:
             finishing = self._done.wait(tick_s)
             try:
                 self._report()
-                while finishing and self._report(finishing=True):
-                    pass
+                for _ in range(MAX_LAST_REPORTS if finishing else 0):
+                    if not self._report(finishing=True):
+                        break
                 if not finishing and time.monotonic() >= next_beat:
                     next_beat = self._beat() + self._interval_s
             except LedgerUnavailable as e:

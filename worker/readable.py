@@ -5,6 +5,7 @@ The operator has all of it, as written, in the trainer's log file. See docs/deci
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from urllib.parse import unquote, urlsplit
 
@@ -12,16 +13,20 @@ from app.log import escape_controls
 
 MAX_LINE_CHARACTERS = 1000
 MAX_TRACEBACK_CHARACTERS = 16_000
+MAX_TRACEBACK_LINES = 400
+"""Of what is left out, as many are kept for the operator, the last ones."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _SECRET_NAME = re.compile(r"secret|token|passw|credential|api_?key|access_?key|private_?key|_url$|_dsn$", re.IGNORECASE)
 _MIN_SECRET = 6
+# Whatever repeats is bounded, and a pattern begins with what is rare: a trainer may write any line, and while one is
+# searched no other thread of the worker beats.
 _TOLD_SECRET = re.compile(
-    r"\b((?:[\w-]*(?:secret|token|passw(?:or)?d|api[_-]?key|access[_-]?key)[\w-]*)\"?'?\s*[=:]\s*|(?:bearer|basic)\s+)"
-    r"[\"']?[^\s\"',;&]+",
+    r"((?:secret|token|passw(?:or)?d|api[_-]?key|access[_-]?key)[\w-]{0,40}\"?'?\s{0,9}[=:]\s{0,9}"
+    r"|\b(?:bearer|basic)\s{1,9})(?:\"[^\"]{0,400}\"|'[^']{0,400}'|[\"']?[^\s\"',;&]+)",
     re.IGNORECASE,
 )
-_USERINFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@]+@", re.IGNORECASE)
+_USERINFO = re.compile(r"([a-z][a-z0-9+.-]{0,20}://)[^\s/]+@", re.IGNORECASE)
 _FILE_URL = re.compile(r"\bfile:/+\S*", re.IGNORECASE)
 _QUOTED_PATH = re.compile(r"""(?P<quote>['"])(?P<path>(?:~|[A-Za-z]:)?[/\\][^'"]*)(?P=quote)""")
 _PATH = re.compile(
@@ -32,6 +37,8 @@ _TRACE_BEGINS = re.compile(
     r"^[\s|+-]*(?:Exception Group )?(?:Traceback \(most recent call (?:last|first)\)|Stack \(most recent call)"
     r"|^(?:Current thread|Thread) 0x|^Extension modules: "
 )
+_TRACE_WITH_KIND = re.compile(r"Traceback \(most recent call")
+"""Ends with a line that names the exception; a dump of stacks just ends."""
 _TRACE_GOES_ON = re.compile(
     r"^\s|^[|+]|^$|^(?:During handling of|The above exception was)|^(?:Current thread|Thread) 0x"
 )
@@ -91,7 +98,9 @@ class Reader:
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
-        self._trace: list[str] | None = None
+        self._trace: deque[str] | None = None
+        self._num_traced = 0
+        self._has_kind = False
         self._in_warning = False
         self.last_traceback = ""
         """The last one that was left out, as written but bounded; for the operator."""
@@ -103,13 +112,14 @@ class Reader:
             if _TRACE_GOES_ON.search(line) or _TRACE_BEGINS.search(line):
                 self._keep(line)
                 return
-            if ends := _TRACE_ENDS.match(line):
+            if self._has_kind and (ends := _TRACE_ENDS.match(line)):
                 self._keep(line)
                 yield from self._close(ends["kind"])
                 return
             yield from self._close()
         if _TRACE_BEGINS.search(line):
-            self._trace = []
+            self._trace, self._num_traced = deque(maxlen=MAX_TRACEBACK_LINES), 0
+            self._has_kind = _TRACE_WITH_KIND.search(line) is not None
             self._keep(line)
             return
         if _FRAME.search(line) or (self._in_warning and line.startswith("  ")):
@@ -128,12 +138,13 @@ class Reader:
     def _keep(self, line: str) -> None:
         assert self._trace is not None  # noqa: S101 - asked for only within one
         self._trace.append(line)
+        self._num_traced += 1
 
     def _close(self, kind: str | None = None) -> Iterator[tuple[str, bool]]:
-        trace, self._trace = self._trace or [], None
+        trace, self._trace = self._trace or (), None
         self.last_traceback = "\n".join(trace)[-MAX_TRACEBACK_CHARACTERS:]
         of = f" of {escape_controls(kind)[:80]}" if kind else ""
-        yield f"a traceback{of} is left out ({len(trace)} lines); the operator has it", True
+        yield f"a traceback{of} is left out ({self._num_traced} lines); the operator has it", True
 
     def _structured(self, line: str) -> Iterator[tuple[str, bool]] | None:
         """An event of our own logging; None for anything else."""

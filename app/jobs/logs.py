@@ -63,6 +63,8 @@ class JobLogStore:
                 lines=stored,
             )
         )
+        if end_byte <= at_most_bytes:
+            return
         head = at_most_bytes // HEAD_SHARE
         self._session.execute(
             delete(JobLogChunk)

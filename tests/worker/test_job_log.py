@@ -97,11 +97,10 @@ def test_of_a_flood_the_beginning_and_the_end_are_kept_and_the_loss_is_told(log:
     assert lines[0].text == "first"
     assert lines[-1].text == "last"
     (note,) = [line for line in lines if line.stream is NOTE]
-    kept = sum(len(line.text) + 1 for line in lines if line.stream is not NOTE) - 1  # one was broken before its end
+    kept = sum(len(line.text) + 1 for line in lines if line.stream is not NOTE)
     assert int(note.text.split()[0]) + kept == written + len(b"first\nlast\n"), "every byte is accounted for"
     shown = [text for text in texts(lines[1:-1]) if text != note.text]
-    broken = [text for text in shown if text != line.decode().rstrip("\n")]
-    assert len(broken) <= 1, "at most the line in which the beginning ends"
+    assert set(shown) == {line.decode().rstrip("\n")}, "no line is shown in part: half a secret is not known for one"
     assert len(shown) > 50
 
 
@@ -132,3 +131,10 @@ def test_what_escaping_makes_of_it_is_bounded_too(log: JobLog, content: bytes) -
     lines = log.hand_out()
     assert lines
     assert len(json.dumps([[10**12, line.stream.value, line.text] for line in lines])) <= MAX_BATCH_BYTES
+
+
+def test_what_comes_after_the_end_is_not_taken_in(log: JobLog) -> None:
+    log.take_in(OUT, b"mine\n")
+    log.end()
+    log.take_in(OUT, b"of a process that was left\n")
+    assert texts(log.hand_out(at_once=True)) == ["mine"]

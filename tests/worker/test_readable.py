@@ -1,6 +1,8 @@
 """What users may read of a trainer's output."""
 
 import json
+import subprocess
+import sys
 import traceback
 
 import pytest
@@ -35,7 +37,9 @@ REDACTOR = Redactor.of_environment(
         ("SHORT yes stays", "SHORT yes stays"),
         ("redis://me:secret@host/0", "redis://***@host/0"),
         ("api_key=12345 next", "api_key=*** next"),
-        ('{"aws_secret_access_key": "abc/def"}', '{"aws_secret_access_key": ***"}'),
+        ('{"aws_secret_access_key": "abc/def"}', '{"aws_secret_access_key": ***}'),
+        ("password = 'two words' is set", "password = *** is set"),
+        ("redis://me:se@cret@host/0", "redis://***@host/0"),
         ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
         ("\x1b[31mred\x1b[0m", "red"),
         ("\x1b]0;title\x07\x1b[2J", "\\x1b]0;title\\x07\\x1b[2J"),
@@ -140,3 +144,41 @@ def test_an_event_with_a_traceback_loses_it() -> None:
 def test_what_only_looks_like_an_event_is_a_line(line: str) -> None:
     (shown,) = Reader(REDACTOR).read(line)
     assert shown[0][:1000] == line[:1000]
+
+
+WORST = ("-token" * 680, "a-" * 2048, "a." * 2048, "secret-" * 585, "a://" * 1024, "'/" * 2048, "/a" * 2048, "'" * 4096)
+CLEANING = """
+import re, sys
+from worker import readable
+if len(sys.argv) > 1:
+    readable._TOLD_SECRET = re.compile(sys.argv[1], re.IGNORECASE)
+for line in sys.stdin:
+    readable.Redactor().clean(line)
+"""
+
+
+def clean_elsewhere(*arguments: str, timeout_s: float) -> None:
+    """A thread could not be given up on: while a pattern is searched no other runs."""
+    command = [sys.executable, "-c", CLEANING, *arguments]
+    subprocess.run(command, input="\n".join(WORST), text=True, check=True, timeout=timeout_s)
+
+
+def test_no_line_keeps_the_worker_busy() -> None:
+    clean_elsewhere(timeout_s=120)
+
+
+def test_negative_control_of_a_pattern_that_repeats_without_bound() -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        clean_elsewhere(r"\b((?:[\w-]*(?:secret|token)[\w-]*)\s*[=:]\s*)[^\s]+", timeout_s=8)
+
+
+def test_what_follows_a_dump_of_stacks_is_shown() -> None:
+    shown, _ = read(["Stack (most recent call last):", '  File "a.py", line 1, in f', "INFO: next message"])
+    assert shown[-1] == "INFO: next message"
+
+
+def test_a_traceback_without_end_is_kept_in_part() -> None:
+    shown, reader = read(["Traceback (most recent call last):", *("  x" for _ in range(5000)), "E: last"])
+    assert shown == ["a traceback of E is left out (5002 lines); the operator has it"]
+    assert reader.last_traceback.endswith("E: last")
+    assert reader.last_traceback.count("\n") < 500

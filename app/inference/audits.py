@@ -17,7 +17,7 @@ class ReadLabels:
 
     found: Mapping[int, str | None]
     wrong: Mapping[int, str]
-    """What is wrong with the others, in a sentence."""
+    """What is wrong with the others, in a sentence; the first one's also says what was perhaps meant."""
 
 
 def words_for_none(class_names: Sequence[str]) -> str:
@@ -35,8 +35,9 @@ def read_labels(class_names: Sequence[str], texts: Mapping[int, str]) -> ReadLab
             continue
         try:
             index = labels.index_of(text)
-        except UnknownLabel as e:
-            wrong[position] = "No class of the job." + (f" Perhaps “{e.nearest}”?" if e.nearest else "")
+        except UnknownLabel:
+            nearest = None if wrong else labels.nearest(text)  # once: it takes long
+            wrong[position] = "No class of the job." + (f" Perhaps “{nearest}”?" if nearest else "")
         else:
             found[position] = None if index is None else class_names[index]
     return ReadLabels(found, wrong)

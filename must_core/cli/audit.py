@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from must_core.text.written_labels import UnknownLabel, WrittenLabels
 _IMAGE, _LABEL, _ANSWERS = "image", "label", ("zero_shot", "adapted")
 _DELIMITERS = ",;\t"
 """Spreadsheets of some countries put semicolons between columns."""
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""How a cell begins that spreadsheets compute, or that looks as if it had been kept from that."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def propose(run: Path, output: Path | None, *, answers: bool) -> int:
     shown = _ANSWERS if answers else ()
     writer.writerow([_IMAGE, _LABEL, *shown])
     for path, image in plan.images.items():
-        writer.writerow([path, "", *(image[name] for name in shown)])
+        writer.writerow([_cell(path), "", *(_cell(image[name]) for name in shown)])
     told = plain_console(stderr=output is None)
     if output is None:
         typer.echo(table.getvalue(), nl=False)
@@ -101,7 +104,8 @@ def _plan(run: Path) -> _Plan:
 
 def _labelled(plan: _Plan, table: Path) -> Sequence[Labelled]:
     labelled: dict[str, Labelled] = {}
-    for line, path, text in _rows(table):
+    for line, cell, text in _rows(table):
+        path = _path(plan, cell)
         image = plan.images.get(path)
         if image is None:
             raise _wrong(
@@ -120,12 +124,37 @@ def _labelled(plan: _Plan, table: Path) -> Sequence[Labelled]:
 
 def _label(labels: WrittenLabels, line: int, text: str) -> int | None:
     try:
-        return labels.index_of(text)
+        return _index(labels, text)
     except UnknownLabel as e:
-        meant = f" (perhaps {e.nearest!r} is)" if e.nearest else ""
+        nearest = labels.nearest(text)
+        meant = f" (perhaps {nearest!r} is)" if nearest else ""
         raise _wrong(
             f"line {line}: {text!r} is no class of the run{meant}; where an image is of none, write {labels.none!r}"
         ) from e
+
+
+def _index(labels: WrittenLabels, text: str) -> int | None:
+    """Of a label as typed, or as `_cell` writes it."""
+    try:
+        return labels.index_of(text)
+    except UnknownLabel:
+        if not _FORMULA.match(text):
+            raise
+        return labels.index_of(text.removeprefix("'"))
+
+
+def _path(plan: _Plan, cell: str) -> str:
+    """Of an image, as `_cell` writes it; as it is, where a spreadsheet or a person took the mark away."""
+    path = cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+    return path if path in plan.images else cell
+
+
+def _cell(text: str) -> str:
+    """A text as a cell that no spreadsheet computes: with a leading ``'`` where it could be a formula.
+
+    Texts that begin so already get one more, so no two texts are one cell.
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 def _rows(table: Path) -> Iterator[tuple[int, str, str]]:

@@ -11,10 +11,12 @@ import torch
 from typer.testing import CliRunner, Result
 
 from app.inference.audits import audit as of_service
+from must_core.cli.audit import _cell, _path, _Plan
 from must_core.cli.main import app
 from must_core.files import write_json
 from must_core.report import RunReport, make_report
 from must_core.run_folder import RunFolder
+from must_core.text.written_labels import WrittenLabels
 
 CLASSES = ["red", "green", "blue"]
 NUM_IMAGES = 60
@@ -239,3 +241,29 @@ def test_odd_paths_and_names_come_back(tmp_path: Path) -> None:
         row["label"] = [*classes, "(none of the classes)"][i % 4]
     told = invoke("--run", run, "--labels", filled(rows, tmp_path / "odd.csv"))
     assert told.exit_code == 0, told.output
+
+
+@pytest.mark.parametrize("form", ["as written", "without the mark"])
+def test_no_cell_is_a_formula(tmp_path: Path, form: str) -> None:
+    """Nor are two images one row: a name may begin with the mark itself."""
+    classes = ["=1+1", "@SUM(1)", "-blue"]
+    paths = [Path(f"{'=+-@'[i % 4]}{i}.png") for i in range(NUM_IMAGES - 2)] + [Path("\tx.png"), Path("'=0.png")]
+    run = finish(tmp_path / "run", paths, classes)
+    rows = proposed(run, "--answers")
+    assert {cell[:1] for row in rows for cell in row.values() if cell} == {"'"}
+    by_name = {row["image"].removeprefix("'"): row for row in rows}
+    assert set(by_name) == {str(paths[image.position]) for image in report().audit.images}
+    rows = [{"image": row["image"], "label": row["adapted"]} for row in rows]
+    if form == "without the mark":
+        rows = [{name: cell.removeprefix("'") for name, cell in row.items()} for row in rows]
+    told = invoke("--run", run, "--labels", filled(rows, tmp_path / "filled.csv"), "--json")
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)
+    assert (found["num_labels"], found["adapted"]["estimate"]) == (50, 1.0)
+
+
+@pytest.mark.parametrize("cell", ["=0.png", "'=0.png", "''=0.png"])
+def test_names_that_begin_with_the_mark_are_told_apart(cell: str) -> None:
+    plan = _Plan(1, 1, {"=0.png": {}, "'=0.png": {}}, WrittenLabels(CLASSES))
+    assert _path(plan, cell) == ("'=0.png" if cell.startswith("''") else "=0.png")
+    assert {_path(plan, _cell(path)) for path in plan.images} == set(plan.images)

@@ -65,11 +65,18 @@ def metrics_history(session: Session, job_id: str) -> list[tuple[int, dict[str, 
 
 
 def training_end(session: Session, job_id: str) -> tuple[EventType, Mapping[str, Any]] | None:
-    """The newest event of a training that ended sooner than planned: ``ROLLED_BACK`` or ``SETTLED``, with its data."""
-    kinds = (EventType.ROLLED_BACK.value, EventType.SETTLED.value)
+    """The newest event of a training that ended sooner than planned: ``ROLLED_BACK`` or ``SETTLED``, with its data.
+
+    Only of the last attempt: what is published is its training's.
+    """
+    kinds = (EventType.STATUS.value, EventType.ROLLED_BACK.value, EventType.SETTLED.value)
     query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.type.in_(kinds)).order_by(JobEvent.id.desc())
-    row = session.scalars(query.limit(1)).first()
-    return None if row is None else (EventType(row.type), row.data)
+    for row in session.scalars(query):
+        if row.type != EventType.STATUS.value:
+            return EventType(row.type), row.data
+        if row.data["status"] == JobStatus.RUNNING.value:
+            break
+    return None
 
 
 def status_changes(session: Session, job_ids: Sequence[str]) -> dict[str, tuple[StatusChange, ...]]:

@@ -26,7 +26,7 @@ def is_form(request: Request) -> bool:
 
 async def read_json_body(request: Request, model: type[M], *, max_bytes: int = MAX_JSON_BYTES) -> M:
     """Read a JSON body; raises `UnsupportedMedia`, `PayloadTooLarge` and as `read_model` does."""
-    if _media_type(request) != "application/json" or "content-encoding" in request.headers:
+    if _media_type(request) != "application/json" or _is_encoded(request):
         raise UnsupportedMedia("unsupported_media_type", "The body is application/json or multipart/form-data.")
     return read_model(await _read(request, max_bytes), model)
 
@@ -37,7 +37,12 @@ def is_page_form(request: Request) -> bool:
 
 
 async def read_page_form(request: Request, *, max_fields: int) -> Mapping[str, str]:
-    """Read such a form; raises `PayloadTooLarge`, `MalformedRequest` ``malformed_form`` and `InvalidInput`."""
+    """Read such a form.
+
+    Raises `UnsupportedMedia`, `PayloadTooLarge`, `MalformedRequest` ``malformed_form`` and `InvalidInput`.
+    """
+    if _is_encoded(request):
+        raise UnsupportedMedia("unsupported_media_type", "The form is not compressed.")
     raw = await _read(request, MAX_JSON_BYTES)
     try:
         fields = parse_qsl(
@@ -107,6 +112,10 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _is_encoded(request: Request) -> bool:
+    return "content-encoding" in request.headers
 
 
 def _known(name: str, model: type[BaseModel]) -> str | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 320.0, 170.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 312.0, 8.0, 144.0
 """Of the field within the axes, in the drawing's units."""
+_LARGEST, _NARROWEST = 1e300, 1e-300
+"""Numbers beyond the first are drawn as that one, and a span below the second as none: differences stay floats."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def chart(
     from_zero: bool = False,
 ) -> Chart:
     """Draw curves, each a kind and its points (x, y) in ascending x; at least two different x altogether."""
+    lines = [(kind, [(x, _bounded(y)) for x, y in points]) for kind, points in lines]
     xs = [x for _, points in lines for x, _ in points]
     ys = [y for _, points in lines for _, y in points]
     y_values = round_numbers(0.0 if from_zero else min(ys), max(ys), cover=True)
@@ -88,8 +91,9 @@ def round_numbers(low: float, high: float, *, cover: bool = False, most: int = 5
 
     Numbers too close to be told apart are spread about their mean.
     """
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        about = abs(high) / 2 or 0.5
+    low, high = _bounded(low), _bounded(high)
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), _NARROWEST):
+        about = abs(high) / 2 if abs(high) > _NARROWEST else 0.5
         low, high = low - about, high + about
     for exponent in range(math.floor(math.log10((high - low) / most)), 400):
         for digit in (1, 2, 5):
@@ -99,3 +103,7 @@ def round_numbers(low: float, high: float, *, cover: bool = False, most: int = 5
             if end - start < most:
                 return [float(f"{k * step:.10g}") for k in range(start, end + 1)]
     raise AssertionError  # pragma: no cover - no float is as large
+
+
+def _bounded(number: float) -> float:
+    return max(-_LARGEST, min(_LARGEST, number))

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from app.config import Settings
 from app.jobs.ledger import Ledger
-from app.jobs.messages import EventType
+from app.jobs.messages import EventType, Report
 from app.main import create_app
 from app.web.pages import CONTENT_SECURITY_POLICY
 from must_core.report import make_report
@@ -272,6 +273,13 @@ def test_forms_that_no_page_sends_are_told_by_code(
     assert told(client.post(f"/jobs/{job['id']}/audit", content=body, headers=headers)) == (status, code)
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "application/json"])
+def test_compressed_bodies_are_refused(client: TestClient, job: dict[str, Any], kind: str) -> None:
+    headers = {**BROWSER, "Content-Type": kind, "Content-Encoding": "gzip"}
+    answer = client.post(f"/jobs/{job['id']}/audit", content=b"label.1=red", headers=headers)
+    assert told(answer) == (415, "unsupported_media_type")
+
+
 def test_an_empty_form_lacks_labels_too(client: TestClient, job: dict[str, Any]) -> None:
     headers = {**BROWSER, "Content-Type": "application/x-www-form-urlencoded"}
     empty = client.post(f"/jobs/{job['id']}/audit", content=b"", headers=headers)
@@ -304,6 +312,18 @@ def test_how_training_ended_is_told(client: TestClient, ledger: Ledger) -> None:
         publish(ledger, job["id"], body(), events=(event,))
         assert client.get(f"/jobs/{job['id']}/report").json()["training_end"].startswith(sentence)
         assert sentence in client.get(f"/jobs/{job['id']}/report", headers=BROWSER).text
+
+
+def test_how_an_earlier_attempt_ended_is_not_told(client: TestClient, ledger: Ledger) -> None:
+    job = submit(client, seed=700)
+    first = ledger.claim("w", timedelta(seconds=60), job["id"])
+    assert first is not None
+    ledger.report(first, Report(events=((EventType.SETTLED, {"step": 30}),)))
+    ledger.release(first)
+    publish(ledger, job["id"], body())
+    kinds = [event["type"] for event in client.get(f"/jobs/{job['id']}/events").json()["data"]]
+    assert "settled" in kinds, "there is one to be mistaken"
+    assert client.get(f"/jobs/{job['id']}/report").json()["training_end"] is None
 
 
 def test_there_is_an_icon(client: TestClient) -> None:

@@ -17,6 +17,10 @@ from app.web.charts import BOTTOM, LEFT, RIGHT, TOP, chart, interval, round_numb
         (-3.0, -3.0, True, [-5, -4, -3, -2, -1]),
         (-1e300, 1e300, True, [-1e300, -5e299, 0, 5e299, 1e300]),
         (1e-300, 5e-300, False, [1e-300, 2e-300, 3e-300, 4e-300, 5e-300]),
+        (0.0, 5e-324, True, [-0.5, 0, 0.5]),
+        (5e-324, 5e-324, True, [-0.5, 0, 0.5]),
+        (-1.7e308, 1.7e308, True, [-1e300, -5e299, 0, 5e299, 1e300]),
+        (1.7e308, 1.7e308, True, [5e299, 1e300, 1.5e300]),
     ],
 )
 def test_numbers_on_an_axis_are_round_and_few(low: float, high: float, cover: bool, expected: list[float]) -> None:  # noqa: FBT001
@@ -33,6 +37,12 @@ def test_curves_lie_between_their_axes() -> None:
     assert [tick.text for tick in drawn.y_ticks] == ["3", "4", "5", "6"]
     assert [tick.at for tick in drawn.y_ticks][::3] == [BOTTOM, TOP]
     assert all(LEFT <= tick.at <= RIGHT for tick in drawn.x_ticks)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 5e-324), (-1.7e308, 1.7e308), (1.7e308, 1.7e308)])
+def test_numbers_at_the_ends_of_floats_are_drawn_too(low: float, high: float) -> None:
+    ((_, points),) = chart([("after", [(1, low), (2, high)])], title="", told="", x_name="").lines
+    assert all(TOP <= float(point.partition(",")[2]) <= BOTTOM for point in points.split())
 
 
 def test_shares_are_told_in_percent_and_from_zero() -> None:

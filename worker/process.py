@@ -5,6 +5,7 @@ it dies, so `Trainer` belongs to a thread that outlives it; everywhere, the end 
 """
 
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -25,8 +26,17 @@ NICE = 10
 MAX_LOG_BYTES = 2 * 1024**2
 """A trainer's log is cut in two files of at most this size; the older half goes when both are full."""
 DRAIN_S = 5.0
-SETTINGS = "MUST_"
-"""A trainer reads files that strangers sent. Settings carry secrets, all it needs is in its spec: it gets none."""
+PASSED_ON = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TZDIR|TMPDIR|TEMP|TMP|XDG_\w+|VIRTUAL_ENV|CONDA_PREFIX|PYTHON\w*"
+    r"|(?:CUDA|NVIDIA|NCCL|CUDNN|CUBLAS|HIP|HSA|ROCR|ROCM|OMP|GOMP|KMP|MKL|OPENBLAS|MALLOC)_\w+"
+    r"|(?:GLOO|TORCH|PYTORCH|TORCHINDUCTOR|TORCHELASTIC|TRITON|HF|TRANSFORMERS|TOKENIZERS|SSL_CERT)_\w+"
+    r"|LD_LIBRARY_PATH|LD_PRELOAD|DYLD_\w+|LIBRARY_PATH|CPATH|CPLUS_INCLUDE_PATH|CC|CXX"
+    r"|(?:https?|all|no)_proxy|(?:HTTPS?|ALL|NO)_PROXY|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE"
+)
+"""Variables that a trainer gets: what Python, torch, its compilers and the download of weights read.
+
+It reads files that strangers sent, and all else that it needs is in its spec. Settings, and what opens databases and
+storage, are the supervisor's alone."""
 
 
 class Trainer:
@@ -46,7 +56,7 @@ class Trainer:
         """Start it. ``devices``: the environment that shows it its GPUs, if it is not to see this process's. Raises
         `OSError` when the machine has no room for a process."""
         report_read, report_write = os.pipe()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
+        environment = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
         environment |= {
             **(devices or {}),
             REPORT_FD_VARIABLE: str(report_write),

@@ -178,3 +178,18 @@ def test_signals_blocked_here_reach_the_trainer(tmp_path: Path) -> None:
     trainer.ask_to_stop()
     wait_for(lambda: trainer.exited)
     assert trainer.finish() == -signal.SIGTERM
+
+
+def test_it_inherits_what_it_reads_and_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that pass are the negative control of those that do not."""
+    kept = {"PATH", "HOME", "LC_ALL", "CUDA_HOME", "PYTORCH_CUDA_ALLOC_CONF", "HF_HOME", "https_proxy", "PYTHONPATH"}
+    hidden = {"MUST_DATABASE_URL", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "PATHS", "MY_PATH", "HFX", "ANYTHING"}
+    for name in hidden | (kept - {"PATH", "HOME", "PYTHONPATH"}):
+        monkeypatch.setenv(name, "value")
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    trainer = start(tmp_path, "import os; print(*os.environ, sep='\\n')")
+    wait_for(lambda: trainer.exited)
+    assert trainer.finish() == 0
+    inherited = set((tmp_path / "trainer.log").read_text().split())
+    assert kept <= inherited
+    assert not hidden & inherited

@@ -31,7 +31,7 @@ def test_what_is_no_class_is_told_with_what_was_perhaps_meant(text: str, nearest
     assert labels.nearest(text) == nearest
 
 
-def test_nothing_is_looked_for__names_or_for_long_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_looked_for_among_many_names_or_for_long_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second half of each pair is the negative control."""
     for num_names, found in ((MAX_COMPARED + 1, None), (MAX_COMPARED, "cat")):
         names = ["cat", *(f"{i}" for i in range(num_names - 1))]

@@ -57,6 +57,7 @@ def make_engine(url: str) -> Engine:
         pool_size=10,
         max_overflow=10,
         pool_timeout=10,
+        isolation_level="READ COMMITTED",  # whatever the database's default: see `wait_for_turn`
         connect_args={
             "connect_timeout": 5,
             "keepalives": 1,
@@ -86,7 +87,10 @@ def read_only(sessions: sessionmaker[Session]) -> Iterator[Session]:
     On SQLite it does not wait for writers, and writers do not wait for it. Writing in it raises the database's error.
     """
     with sessions() as session, session.begin():
-        session.connection(execution_options={READ_ONLY: True, "postgresql_readonly": True})
+        options: dict[str, Any] = {READ_ONLY: True, "postgresql_readonly": True}
+        if session.get_bind().dialect.name == "postgresql":
+            options["isolation_level"] = "REPEATABLE READ"  # else each statement would see a state of its own
+        session.connection(execution_options=options)
         yield session
 
 
@@ -166,6 +170,8 @@ def _seconds_between(element: _SecondsBetween, compiler: SQLCompiler, **kw: Any)
 def wait_for_turn(session: Session, lock: int) -> None:
     """Have transactions that name the same ``lock`` come one after the other: what one reads after this call, those
     before it have committed. On SQLite every writing transaction is alone as it is.
+
+    Needs READ COMMITTED: a transaction with one snapshot takes it before the wait, and sees nothing of those before it.
 
     A holder that goes silent in the middle of its transaction is thrown off by the server after `FROZEN_AFTER`.
     """

@@ -41,6 +41,7 @@ class Sweeper:
         self._runs_dir = runs_dir
         self._presence = presence
         self._send_hint = send_hint
+        self._silent: tuple[str, ...] = ()
         self._stopping = Event()
         self._thread = Thread(target=self._run, name="sweeper", daemon=True)
 
@@ -60,11 +61,14 @@ class Sweeper:
         """One round. Raises `LedgerUnavailable`."""
         if self._presence is not None:
             self._ledger.check_in(self._presence, timedelta(seconds=3 * self._interval_s) + PATIENCE)
-        swept = self._ledger.sweep()
+        swept = self._ledger.sweep(self._silent)
+        self._silent = swept.silent
         for job_id in swept.failed:
             _log.warning("job_failed", job_id=job_id, error="worker_lost")
         for job_id in swept.expired:
             _log.info("job_failed", job_id=job_id, error="pending_too_long")
+        for job_id in swept.requeued:
+            _log.warning("job_requeued", job_id=job_id, error="worker_lost")
         for job_id in swept.cancelled:
             _log.info("job_cancelled", job_id=job_id)
         if self._send_hint is not None:

@@ -2,7 +2,7 @@
 and raises `LeaseLost`. Translates between rows and messages; the ledger owns the transaction.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ from app.jobs.logs import JobLogStore
 from app.jobs.messages import Beat, Claim, EventType, JobError, Publication, Report
 from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
-from app.jobs.turns import Terms, attempts_left, is_claimable, is_this_ones_turn, next_job
+from app.jobs.turns import Terms, attempts_left, is_claimable, is_dropped, is_this_ones_turn, next_job
 from app.tables import Classifier, DatasetImage, Job, JobReport
 
 QUEUED = JobStatus.QUEUED.value
@@ -257,6 +257,21 @@ class ClaimStore:
         values = {"status": JobStatus.FAILED.value, "error": PENDING_TOO_LONG.to_dict()}
         return self._sweep(late, values, JobStatus.FAILED, PENDING_TOO_LONG.message)
 
+    def dropped(self) -> Sequence[str]:
+        """Ids of running jobs whose lease ran out, with attempts left."""
+        return self._session.scalars(select(Job.id).where(is_dropped()).order_by(Job.id)).all()
+
+    def requeue_dropped(self, job_ids: Collection[str]) -> Sequence[str]:
+        """Queue those of these jobs that are `dropped`. Returns their ids."""
+        dead = and_(is_dropped(), Job.id.in_(job_ids))
+        values = {
+            "status": JobStatus.QUEUED.value,
+            "available_at": now_utc(),
+            "notify_at": now_utc(),
+            "num_notified": 0,
+        }
+        return self._sweep(dead, values, JobStatus.QUEUED, "Its worker stopped answering. Trying again.")
+
     def finish_cancelling(self) -> Sequence[str]:
         """Cancel jobs whose worker died before it could obey. Returns their ids."""
         dead = and_(Job.status == CANCELLING, Job.lease_until < now_utc())
@@ -313,7 +328,7 @@ class ClaimStore:
                     running_s=Job.running_s + _held_until_lease_end(),
                     lease_until=None,
                     estimated_finish_at=None,
-                    finished_at=now_utc(),
+                    **({"finished_at": now_utc()} if status.is_terminal else {}),
                     **values,
                 )
                 .returning(Job.attempt - Job.attempts_forgiven)

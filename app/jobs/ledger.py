@@ -6,7 +6,7 @@ answer; the call may then have taken effect or not, and may be repeated: a secon
 what the first would have.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -144,12 +144,14 @@ class Ledger:
             store.set_classifier(claim, classifier_id)
             return classifier_id
 
-    def sweep(self) -> Swept:
+    def sweep(self, silent_before: Collection[str] = ()) -> Swept:
         """End the jobs whose workers died for good and those that waited too long.
 
-        Any number of sweepers may run: each job is ended once.
+        Any number of sweepers may run: each job is moved once.
 
-        A dead worker's job that has attempts left needs no sweeping, `claim` takes it as it is.
+        A dead worker's job that has attempts left is told of as ``silent``, and `claim` takes it as it is. When nobody
+        does until the next sweep, which is given it as ``silent_before``, it is queued. Not sooner, for after an outage
+        of the database all leases have run out, and the workers' beats are on their way.
         """
         with self._write() as session:
             store = ClaimStore(session)
@@ -157,6 +159,8 @@ class Ledger:
                 failed=tuple(store.fail_exhausted()),
                 cancelled=tuple(store.finish_cancelling()),
                 expired=tuple(store.fail_expired()),
+                requeued=tuple(store.requeue_dropped(silent_before)) if silent_before else (),
+                silent=tuple(store.dropped()),
             )
 
     def check_in(self, presence: Presence, again_within: timedelta) -> None:

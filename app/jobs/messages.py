@@ -265,8 +265,11 @@ class Publication:
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """What one sweep ended: ids of jobs whose workers died for good, and of those that waited too long."""
+    """What one sweep ended: ids of jobs whose workers died for good, and of those that waited too long. And jobs with
+    attempts left whose workers do not answer: queued again, or ``silent`` and to be seen again."""
 
     failed: tuple[str, ...] = ()
     cancelled: tuple[str, ...] = ()
     expired: tuple[str, ...] = ()
+    requeued: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()

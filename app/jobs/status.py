@@ -16,7 +16,8 @@
 
     failed, cancelled ──resume──▶ queued
 
-A worker that takes over a job whose lease ran out moves it from running to running: same status, next attempt.
+A worker that takes over a job whose lease ran out moves it from running to running: same status, next attempt. When
+none does between two sweeps, it moves from running to queued, where it holds up nobody: it may be too large for them.
 A cancel that meets any other ending of the attempt wins: cancelling leads to cancelled and nowhere else.
 """
 

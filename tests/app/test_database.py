@@ -110,6 +110,20 @@ def test_a_reading_session_cannot_write_and_the_connection_recovers(sessions: se
         assert session.scalar(select(Dataset.name)) == "written"
 
 
+@pytest.mark.parametrize("reading", [True, False])
+def test_a_reading_session_sees_one_state(sessions: sessionmaker[Session], *, reading: bool) -> None:
+    """A writing one on PostgreSQL sees what others commit meanwhile: the control, and what a claim counts on."""
+    add_job(sessions)
+    with sessions() as session:
+        if session.get_bind().dialect.name == "sqlite" and not reading:
+            pytest.skip("one writer at a time")
+    with read_only(sessions) if reading else sessions() as session:
+        before = session.scalar(select(Dataset.name))
+        with sessions() as writer, writer.begin():
+            writer.execute(update(Dataset).values(name="written"))
+        assert (session.scalar(select(Dataset.name)) == before) == reading
+
+
 def test_read_then_write_never_fails_for_a_lock(sessions: sessionmaker[Session]) -> None:
     """Without BEGIN IMMEDIATE two of these upgrade their locks at once, and SQLite fails one on the spot."""
     add_job(sessions)

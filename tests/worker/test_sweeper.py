@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.database import now_plus
 from app.jobs.ledger import Ledger
 from app.jobs.messages import JobError, Publication
+from app.jobs.status import JobStatus
 from app.tables import Job
-from tests.support.jobs import add_job
+from tests.support.jobs import add_job, read_job
 from worker import runs
 from worker.sweeper import Sweeper
 
@@ -32,6 +33,17 @@ def test_hints_are_sent_until_the_broker_takes_them(sessions: sessionmaker[Sessi
     answers[second] = True
     sweeper.sweep()
     assert Ledger(sessions).unsent() == []
+
+
+def test_a_dead_workers_job_that_nobody_takes_is_queued_by_the_second_sweep(
+    sessions: sessionmaker[Session], tmp_path: Path
+) -> None:
+    job_id = add_job(sessions)
+    assert Ledger(sessions).claim("w", -LEASE) is not None
+    sweeper = make(sessions, tmp_path)
+    for status in (JobStatus.RUNNING, JobStatus.QUEUED):
+        sweeper.sweep()
+        assert read_job(sessions, job_id).status is status
 
 
 def test_without_a_broker_nothing_is_marked(sessions: sessionmaker[Session], tmp_path: Path) -> None:

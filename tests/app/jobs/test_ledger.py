@@ -502,7 +502,7 @@ def test_the_sweeper_ends_what_nobody_can_take_over(ledger: Ledger, sessions: se
     expire(sessions)
     swept = ledger.sweep()
     assert (swept.failed, swept.cancelled) == ((exhausted,), (cancelling,))
-    assert ledger.sweep() == type(swept)()
+    assert ledger.sweep() == type(swept)(silent=(retryable,))
     view = read_job(sessions, exhausted)
     assert view.status is JobStatus.FAILED
     assert view.error is not None
@@ -516,6 +516,22 @@ def test_the_sweeper_ends_what_nobody_can_take_over(ledger: Ledger, sessions: se
                 write()
     assert take(ledger, "w2").job_id == retryable
     assert ledger.claim("w2", LEASE) is None
+
+
+def test_a_worker_that_answers_between_two_sweeps_keeps_its_job(
+    ledger: Ledger, sessions: sessionmaker[Session]
+) -> None:
+    """After an outage that everybody shares; asked for at once, the job would be queued."""
+    kept, lost = add_job(sessions), add_job(sessions)
+    claims = {claim.job_id: claim for claim in (take(ledger), take(ledger))}
+    expire(sessions)
+    silent = ledger.sweep().silent
+    assert set(silent) == {kept, lost}
+    ledger.beat(claims[kept], LEASE)
+    assert ledger.sweep(silent).requeued == (lost,)
+    assert ledger.sweep(silent).requeued == ()
+    assert read_job(sessions, kept).status is JobStatus.RUNNING
+    assert ledger.release(claims[lost]) is JobStatus.QUEUED, "it wanted to give it back anyway"
 
 
 def test_sweepers_at_once_end_each_job_once(ledger: Ledger, sessions: sessionmaker[Session]) -> None:

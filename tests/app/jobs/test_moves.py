@@ -200,10 +200,14 @@ class Moves(RuleBasedStateMachine):
         job = read_job(self.sessions, self.job_id)
         assert job.classifier_id == job.adapted_classifier_id
 
-    @rule()
-    def sweep(self) -> None:
-        self.ledger.sweep()
-        if self.expired and self.status is JobStatus.CANCELLING:
+    @rule(was_silent=st.booleans())
+    def sweep(self, *, was_silent: bool) -> None:
+        silent = self.ledger.sweep([self.job_id] if was_silent else []).silent
+        dropped = self.expired and self.status is JobStatus.RUNNING and self.counted < self.max_attempts
+        assert (self.job_id in silent) == (dropped and not was_silent)
+        if dropped and was_silent:
+            self.status, self.due = JobStatus.QUEUED, True
+        elif self.expired and self.status is JobStatus.CANCELLING:
             self.status = JobStatus.CANCELLED
         worker_lost = self.expired and self.status is JobStatus.RUNNING and self.counted >= self.max_attempts
         if worker_lost or (self.status is JobStatus.QUEUED and self.waited):

@@ -1,18 +1,20 @@
 """Whose turn it is: priority, fairness between tenants, limits, GPUs, times. And what asking costs."""
 
+import json
 import re
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from threading import Barrier
+from threading import Barrier, Event
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Select, insert, literal, select, text, update
+from sqlalchemy import Engine, Select, create_engine, insert, literal, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.database import now_plus, plus_seconds, seconds_between
+from app.database import make_engine, make_sessionmaker, migrate, now_plus, plus_seconds, seconds_between
 from app.jobs import claims, turns
+from app.jobs.errors import LeaseLost
 from app.jobs.ledger import Ledger
 from app.jobs.messages import Claim, JobError, Scheduling
 from app.jobs.status import JobStatus
@@ -20,6 +22,8 @@ from app.jobs.store import JobStore
 from app.jobs.turns import Terms
 from app.tables import Job
 from tests.support.jobs import add_job, read_job
+from tests.support.services import postgres_database
+from tests.support.workers import wait_for
 
 LEASE = timedelta(seconds=60)
 OOPS = JobError(code="worker_lost", message="The trainer died.")
@@ -111,6 +115,38 @@ def test_a_job_whose_worker_died_holds_its_place(ledger: Ledger, sessions: Sessi
     assert limited.claim("w", LEASE) is None
 
 
+@pytest.mark.parametrize("swept", [True, False])
+def test_a_dropped_job_that_fits_no_worker_blocks_nobody(
+    ledger: Ledger, sessions: Sessions, monkeypatch: pytest.MonkeyPatch, *, swept: bool
+) -> None:
+    """Not swept is the negative control: the job counts as running without end, and its tenant gets no other."""
+    if not swept:
+        monkeypatch.setattr(claims.ClaimStore, "requeue_dropped", lambda *_, **__: ())
+    limited = Ledger(sessions, max_running_jobs_per_tenant=1)
+    large = add(sessions, num_gpus=4, max_runtime_s=100)
+    zombie = take(limited, num_gpus=4)
+    write(sessions, large, claimed_at=now_plus(timedelta(seconds=-50)), lease_until=now_plus(timedelta(seconds=-10)))
+    first = limited.sweep()
+    assert (first.silent, first.requeued) == ((large,), ()), "its worker may be about to answer"
+    assert limited.sweep(first.silent).requeued == ((large,) if swept else ())
+    small = add(sessions)
+    claim = limited.claim("w2", LEASE, num_gpus=1)
+    assert (claim is not None) == swept
+    if claim is None:
+        assert read_job(sessions, large).status is JobStatus.RUNNING
+        return
+    assert claim.job_id == small
+    job = read_job(sessions, large)
+    assert (job.status, job.attempt) == (JobStatus.QUEUED, 1), "the attempt counts"
+    assert 35 < job.runtime_s < 45, "up to the end of its lease"
+    assert limited.unsent() == [large]
+    for write_late in (lambda: ledger.beat(zombie, LEASE), lambda: ledger.fail(zombie, OOPS)):
+        with pytest.raises(LeaseLost):
+            write_late()
+    ledger.fail(claim, OOPS)
+    assert take(limited, num_gpus=4).attempt == 2
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_tenant_has_no_more_running_jobs_than_allowed(sessions: Sessions, *, named: bool) -> None:
     ledger = Ledger(sessions, max_running_jobs_per_tenant=2)
@@ -157,6 +193,48 @@ def test_claims_at_once_do_not_exceed_the_limit(
     with ThreadPoolExecutor(4) as pool:
         taken = [c for c in pool.map(lambda n: ledger.claim(f"w{n}", LEASE), range(4)) if c is not None]
     assert len(taken) == (1 if locked else 4)
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("pinned", [True, False])
+def test_claims_count_whatever_the_databases_default_isolation(
+    monkeypatch: pytest.MonkeyPatch, *, pinned: bool
+) -> None:
+    """Not pinned is the negative control: the second claim took its snapshot before it waited, and counts no job."""
+    with postgres_database() as url:
+        plain = make_engine(url)
+        migrate(plain)
+        with plain.begin() as connection:
+            name = connection.engine.url.database
+            connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'"))
+        plain.dispose()
+        engine = make_engine(url) if pinned else create_engine(url, json_serializer=json.dumps)
+        sessions = make_sessionmaker(engine)
+        ids = [add(sessions) for _ in range(2)]
+        ledger = Ledger(sessions, max_running_jobs_per_tenant=1)
+        waits = Event()
+        wait_for_turn = claims.wait_for_turn
+
+        def tell_and_wait(session: Session, lock: int) -> None:
+            waits.set()
+            wait_for_turn(session, lock)
+
+        first = sessions()
+        assert claims.ClaimStore(first).take("w1", LEASE, ids[0], Terms(max_running_per_tenant=1)) is not None
+        monkeypatch.setattr(claims, "wait_for_turn", tell_and_wait)
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(ledger.claim, "w2", LEASE, ids[1])
+            assert waits.wait(timeout=20)
+            with sessions() as looking:
+                waiting = text(
+                    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = "
+                    "(SELECT oid FROM pg_database WHERE datname = current_database())"
+                )
+                wait_for(lambda: looking.scalar(waiting) == 1, what="the second claim")
+            first.commit()
+            first.close()
+            assert (second.result(timeout=20) is None) == pinned
+        engine.dispose()
 
 
 def test_a_worker_frozen_within_a_claim_is_thrown_off(

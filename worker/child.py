@@ -12,7 +12,7 @@ import time
 from types import FrameType
 
 from worker.exec_shim import PR_SET_PDEATHSIG
-from worker.protocol import REPORT_FD_VARIABLE, AnyReport, BeatReport, format_report
+from worker.protocol import AGENT_PID_VARIABLE, REPORT_FD_VARIABLE, AnyReport, BeatReport, format_report
 
 ORPHANED = 99
 """Exit code after the supervisor died. Nobody is left to read it."""
@@ -70,12 +70,14 @@ class TrainerLink:
 def _opened_by_agent(number: str) -> int:
     """The report pipe, which torchrun's agent holds open and does not hand on. Ends this process with the agent, too:
     it puts its ranks into sessions of their own, where nobody's kill of a group reaches them."""
-    agent = os.getppid()
+    agent = os.environ.get(AGENT_PID_VARIABLE)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if str(os.getppid()) != agent:  # it died before we asked to be told, and that number is another process's by now
+        os._exit(ORPHANED)
     try:
         return os.open(f"/proc/{agent}/fd/{number}", os.O_WRONLY)
     except OSError:
-        os._exit(ORPHANED)  # the agent is gone, and was before we asked to be told
+        os._exit(ORPHANED)  # the agent is going
 
 
 def _die_with_parent() -> None:

@@ -70,8 +70,9 @@ def judge(  # noqa: PLR0911 - a decision table
         return Outcome(ending=Ending.ABANDON)
     if interruption is Interruption.CANCEL:
         return Outcome(ending=Ending.CANCEL)
-    if code == ExitCode.DONE and result is not None:
-        return Outcome(ending=Ending.PUBLISH)  # it finished while being asked to stop: finished is finished
+    if code in {ExitCode.DONE, ExitCode.STOPPED} and result is not None:
+        # It finished while being asked to stop: finished is finished. Several ranks' agent then says that it stopped.
+        return Outcome(ending=Ending.PUBLISH)
     stopped = interruption in {Interruption.SHUTDOWN, Interruption.OVERDUE, Interruption.OUT_OF_TIME}
     if error is not None and not (stopped and error.kind == "transient"):
         return Outcome(

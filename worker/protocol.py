@@ -24,6 +24,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, FiniteFloat, JsonValue,
 from pydantic.dataclasses import dataclass
 
 REPORT_FD_VARIABLE = "MUST_REPORT_FD"
+AGENT_PID_VARIABLE = "MUST_AGENT_PID"
+"""To ranks: the process that starts them and holds the report pipe open."""
 MAX_LINE_BYTES = 256 * 1024
 """Longest report, newline included. Longer lines are dropped."""
 

@@ -10,11 +10,11 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from worker.protocol import ExitCode
+from worker.protocol import AGENT_PID_VARIABLE, ExitCode
 
 _HERE = "127.0.0.1"
 
@@ -24,10 +24,12 @@ def main(arguments: Sequence[str]) -> int:
     num_ranks, grace_s, program = int(arguments[0]), int(arguments[1]), list(arguments[2:])
     # Ranks that compute on a CPU share it; left alone, each would use all of it.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
+    os.environ[AGENT_PID_VARIABLE] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num_ranks,
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # else it leaves a folder of its own in /tmp
         run_id=str(os.getpid()),
         rdzv_backend="c10d",
         rdzv_endpoint=f"{_HERE}:0",

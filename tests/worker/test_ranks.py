@@ -23,6 +23,7 @@ from tests.support.supervision import training
 from tests.support.tiny import CLASSES, make_base, make_images
 from tests.support.workers import is_running, wait_for
 from tests.worker.test_devices import take
+from worker.child import ORPHANED
 from worker.devices import Devices, Owned
 from worker.supervisor import Supervisor
 
@@ -129,6 +130,37 @@ def test_a_killed_agent_or_rank_takes_all_along_and_frees_the_devices(
     assert take(supervisor.devices, 2) is not None
 
 
+RANK = """
+from worker.child import TrainerLink
+TrainerLink()
+print("lives")
+"""
+
+
+@pytest.mark.parametrize("orphaned", [True, False])
+def test_a_rank_whose_agent_is_gone_opens_nothing(*, orphaned: bool) -> None:
+    """Not orphaned is the control: the same descriptor of the same parent is opened. An orphan's parent is another
+    process, in a container the worker itself."""
+    reports, report_write = os.pipe()
+    stdin, held_open = os.pipe()
+    agent = os.getpid() + orphaned
+    environment = {"MUST_REPORT_FD": str(report_write), "MUST_AGENT_PID": str(agent), "WORLD_SIZE": "2", "RANK": "1"}
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", RANK],
+            stdin=stdin,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    finally:
+        for descriptor in (reports, report_write, stdin, held_open):
+            os.close(descriptor)
+    assert (ended.returncode, ended.stdout) == ((ORPHANED, "") if orphaned else (0, "lives\n")), ended.stderr
+
+
 @pytest.mark.parametrize(
     ("program", "code"),
     [
@@ -137,7 +169,9 @@ def test_a_killed_agent_or_rank_takes_all_along_and_frees_the_devices(
         ("import os; os.kill(os.getpid(), 11)", -11),
     ],
 )
-def test_the_agent_ends_as_its_first_failed_rank(program: str, code: int) -> None:
+def test_the_agent_ends_as_its_first_failed_rank_and_leaves_nothing(program: str, code: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "worker.ranks", "2", "5", sys.executable, "-c", program]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == code, ended.stderr
+    assert list(tmp_path.iterdir()) == []

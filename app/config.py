@@ -124,7 +124,8 @@ class Settings(BaseSettings):
 
     worker_gpus: Annotated[str, Field(pattern=r"^(auto|none|cpu:[1-9][0-9]?|[A-Za-z0-9_.,-]+)$")] = "auto"
     """Devices that one worker process owns, shared out among its jobs: ``auto`` for the GPUs it finds, ``none`` for the
-    CPU alone, GPUs by number or UUID (``0,1``), or ``cpu:N`` to have N processes on the CPU stand in for N GPUs."""
+    CPU alone, GPUs by number (nvidia-smi's) or UUID (``0,1``), or ``cpu:N`` to have N processes on the CPU stand in for
+    N GPUs. ``auto`` is for one worker a host: two would find the same GPUs and each give them to its jobs."""
 
     max_cached_models: Annotated[int, Field(ge=1)] = 4
     """Base models and adapted classifiers kept in the memory of the API process, least recently used out."""

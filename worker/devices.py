@@ -12,6 +12,7 @@ from threading import Lock
 from typing import Protocol, TypeVar
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+ORDER = "CUDA_DEVICE_ORDER"
 _ASK_TIMEOUT_S = 10
 _NAME = re.compile(r"[\w.-]{1,80}", re.ASCII)
 _CPU = re.compile(r"cpu:([1-9]\d?)", re.ASCII)
@@ -32,6 +33,9 @@ class Owned:
 
     gpus: tuple[str, ...] = ()
     num_cpu: int = 0
+    in_bus_order: bool = True
+    """GPUs' numbers are nvidia-smi's. CUDA's own may differ: it puts the fastest first. False: as in this process's
+    environment, where the numbers come from."""
     hidden: bool = False
     """There may be GPUs, but they are not this worker's."""
 
@@ -39,7 +43,7 @@ class Owned:
     def parse(cls, setting: str) -> "Owned":
         """``auto``, ``none``, ``cpu:N`` or names separated by commas. Raises `ValueError`."""
         if setting == "auto":
-            return cls(gpus=find_gpus())
+            return cls(gpus=find_gpus(), in_bus_order=VISIBLE not in os.environ)
         if setting == "none":
             return cls(hidden=True)
         if on_cpu := _CPU.fullmatch(setting):
@@ -58,7 +62,7 @@ def find_gpus() -> tuple[str, ...]:
             if not _NAME.fullmatch(name.strip()) or name.strip().startswith("-"):
                 break  # as CUDA does: what follows a wrong name is not seen
             names.append(name.strip())
-        return () if names == ["NoDevFiles"] else tuple(names)
+        return () if names == ["NoDevFiles"] else tuple(dict.fromkeys(names))  # twice would be for two jobs
     try:
         answer = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],  # noqa: S607 - where the driver put it
@@ -92,6 +96,7 @@ class Devices:
         self._free = list(names)
         self._counted = bool(names)
         self._order = {name: position for position, name in enumerate(names)}
+        self._claiming = Lock()
         self._lock = Lock()
 
     @property
@@ -106,10 +111,11 @@ class Devices:
     def claim(self, ask: Callable[[int], C | None]) -> tuple[C, Share] | None:
         """Have ``ask`` claim a job that fits the number of free GPUs, and give the job its share. None: no job.
 
-        One thread at a time, or two would be promised the same GPU.
+        One thread at a time, or two would be promised the same GPU. Giving back does not wait for it.
         """
-        with self._lock:
-            num_free = len(self._free) if self._counted else 1
+        with self._claiming:
+            with self._lock:
+                num_free = len(self._free) if self._counted else 1
             if num_free == 0 or (claimed := ask(num_free)) is None:
                 return None
             return claimed, self._share(claimed.num_gpus)
@@ -117,7 +123,8 @@ class Devices:
     def _share(self, num_gpus: int) -> Share:
         if not self._counted:
             return Share({VISIBLE: ""} if self._owned.hidden else {})
-        taken, self._free = self._free[:num_gpus], self._free[num_gpus:]
+        with self._lock:
+            taken, self._free = self._free[:num_gpus], self._free[num_gpus:]
         left = list(taken)
 
         def give_back() -> None:
@@ -125,4 +132,7 @@ class Devices:
                 self._free = sorted([*self._free, *left], key=self._order.__getitem__)
                 left.clear()
 
-        return Share({VISIBLE: ",".join(taken) if self._owned.gpus else ""}, give_back)
+        if not self._owned.gpus:
+            return Share({VISIBLE: ""}, give_back)
+        order = {ORDER: "PCI_BUS_ID"} if self._owned.in_bus_order else {}
+        return Share({VISIBLE: ",".join(taken), **order}, give_back)

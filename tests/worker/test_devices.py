@@ -17,7 +17,7 @@ from app.jobs.status import JobStatus
 from tests.support.jobs import add_job, read_job
 from tests.support.supervision import training
 from tests.support.workers import wait_for
-from worker.devices import VISIBLE, Devices, Owned, find_gpus
+from worker.devices import ORDER, VISIBLE, Devices, Owned, find_gpus
 from worker.supervisor import Supervisor
 
 
@@ -62,6 +62,39 @@ def test_a_claim_that_fails_takes_nothing() -> None:
     assert take(devices, 1) is not None
 
 
+def test_giving_back_does_not_wait_for_a_claim() -> None:
+    """A claim asks the database, which may take long. With one lock for both, this would wait for itself."""
+    devices = Devices(Owned(("0", "1")))
+    found = take(devices, 1)
+    assert found is not None
+
+    def ask(num_free: int) -> Claimed:
+        giving = threading.Thread(target=found[1], daemon=True)
+        giving.start()
+        giving.join(timeout=20)
+        assert not giving.is_alive()
+        return Claimed(num_free)
+
+    claimed = devices.claim(ask)
+    assert claimed is not None
+    assert claimed[1].environment[VISIBLE] == "0", "the one that was promised is free still"
+    assert take(devices, 1) is not None
+
+
+def test_numbers_are_those_that_the_setting_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of nvidia-smi, in which CUDA does not count by itself; inherited ones are in the inherited order."""
+
+    def order(owned: Owned) -> str | None:
+        claimed = Devices(owned).claim(lambda _: Claimed(1))
+        assert claimed is not None
+        return claimed[1].environment.get(ORDER)
+
+    assert order(Owned.parse("0,1")) == "PCI_BUS_ID"
+    monkeypatch.setenv(VISIBLE, "1,0")
+    assert order(Owned.parse("auto")) is None
+    assert order(Owned.parse("none")) is order(Owned.parse("cpu:2")) is None
+
+
 def test_without_gpus_every_job_runs_on_the_cpu() -> None:
     devices = Devices(Owned())
     assert (devices.most_for_a_job, devices.num_jobs_at_most(8)) == (1, 8)
@@ -92,12 +125,13 @@ def test_other_settings_are_refused(setting: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "found"), [("2,0", ("2", "0")), ("", ()), ("-1", ()), ("0,-1,1", ("0",)), ("NoDevFiles", ())]
+    ("variable", "found"),
+    [("2,0", ("2", "0")), ("", ()), ("-1", ()), ("0,-1,1", ("0",)), ("1,0,1", ("1", "0")), ("NoDevFiles", ())],
 )
 def test_gpus_that_this_process_is_shown(monkeypatch: pytest.MonkeyPatch, variable: str, found: tuple[str]) -> None:
     monkeypatch.setenv(VISIBLE, variable)
     assert find_gpus() == found
-    assert Owned.parse("auto") == Owned(found)
+    assert Owned.parse("auto") == Owned(found, in_bus_order=False)
 
 
 @pytest.mark.parametrize(("answer", "found"), [("echo 0; echo 1", ("0", "1")), ("echo no device; exit 9", ())])

@@ -145,7 +145,11 @@ class OutlookStore:
         typical = self._typical_duration()
         return Outlook(
             queue_position=place,
-            estimated_start_at=estimated_start(place, job.now, num_slots, self._finishes(typical), typical),
+            estimated_start_at=(
+                estimated_start(place, job.now, num_slots, self._finishes(typical), typical)
+                if self._all_run_on(job.num_gpus)
+                else None  # what comes free is not what it needs: half a slot, or two
+            ),
         )
 
     def _hindrance(self, job: Any, most_gpus: int | None) -> Waiting | None:
@@ -186,6 +190,11 @@ class OutlookStore:
             )
             for tenant, running, last, higher, same, oldest in self._session.execute(query)
         }
+
+    def _all_run_on(self, num_gpus: int) -> bool:
+        """The running jobs have so many GPUs each."""
+        others = select(Job.id).where(Job.lease_until.is_not(None), Job.num_gpus != num_gpus).limit(1)
+        return self._session.scalar(others) is None
 
     def _finishes(self, typical: timedelta | None) -> list[datetime | None]:
         """When each running job is expected to end."""

@@ -95,8 +95,10 @@ class JobService:
             metadata=dict(request.metadata),
         )
         with self._sessions.begin() as session:
-            JobStore(session).add(new)
-        if new.scheduling.not_before is None:  # the sweeper tells the workers when its time has come
+            store = JobStore(session)
+            store.add(new)
+            due = store.is_due(new.id)
+        if due:  # else the sweeper tells the workers when its time has come
             self._enqueue(new.id)
         return self.get(new.id)
 

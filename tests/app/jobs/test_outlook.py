@@ -127,6 +127,10 @@ def test_the_estimate_follows_the_running_job_and_the_jobs_before(sessions: Sess
     start = outlook(sessions, first).estimated_start_at
     assert start is not None
     assert abs(start - now) < timedelta(seconds=30), "a slot is free"
+    with sessions() as session, session.begin():
+        session.execute(update(Job).where(Job.id == running.job_id).values(num_gpus=2))
+    found = outlook(sessions, first)
+    assert (found.queue_position, found.estimated_start_at) == (1, None), "a slot of another kind will be free"
 
 
 def code(sessions: Sessions, job_id: str, limit: int | None = None) -> str | None:

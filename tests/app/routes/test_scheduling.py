@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 
 from app.config import Settings
 from app.main import create_app
+from app.queue import LedgerOnlyQueue
 from tests.support.tiny import CLASSES, make_base, make_images
 
 WISHES = {
@@ -55,6 +56,18 @@ def test_a_job_without_wishes(client: TestClient, dataset_id: str) -> None:
     job = submit(client, dataset_id)
     assert (job["priority"], job["num_gpus"], job["runtime_s"]) == (0, 1, 0)
     assert job["not_before"] is job["max_runtime_s"] is job["max_pending_s"] is None
+
+
+@pytest.mark.parametrize(
+    ("not_before", "is_sent"), [(None, True), ("2026-01-02T22:00:00Z", True), ("2126-01-02T22:00:00Z", False)]
+)
+def test_workers_are_told_of_a_job_that_may_start(
+    client: TestClient, dataset_id: str, monkeypatch: pytest.MonkeyPatch, not_before: str | None, *, is_sent: bool
+) -> None:
+    sent = []
+    monkeypatch.setattr(LedgerOnlyQueue, "send", lambda _, job_id: bool(sent.append(job_id)))
+    job = submit(client, dataset_id, not_before=not_before)
+    assert sent == ([job["id"]] if is_sent else [])
 
 
 @pytest.mark.parametrize("form", [False, True])

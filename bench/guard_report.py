@@ -22,6 +22,12 @@ class Result:
     """Accuracy on the test images, as are the gains."""
     gains: dict[str, float]
     """Of each candidate."""
+    unwatched: float
+    """Of the teacher, had nobody looked at it during training; 0 where training diverged then."""
+    ended_at: float
+    """When training ended: 1 at the end, less when it had settled or collapsed."""
+    collapsed: bool
+    """It ended for that, and the candidates are of the last teacher that passed a look, if one did."""
     outcome: str
     candidate: str
     estimate: float
@@ -46,7 +52,7 @@ class Result:
 
     def gain_of(self, shipped: str | None) -> float:
         """Of shipping this classifier, or zero-shot."""
-        return 0.0 if shipped is None else self.gains[shipped]
+        return {None: 0.0, "unwatched": self.unwatched, **self.gains}[shipped]
 
     @property
     def guarded(self) -> str | None:
@@ -58,7 +64,7 @@ RULES: dict[str, Callable[[Result], str | None]] = {
     "guard": lambda r: r.guarded,
     "guard without vetoes": lambda r: r.judge_alone,
     "guard without judge": lambda r: r.vetoes_alone,
-    "always adapt": lambda _: "teacher",
+    "always adapt": lambda _: "unwatched",
     "always half-way": lambda _: "half_way",
     "if surer (mean score)": lambda r: "teacher" if r.more_confident else None,
     "if InfoMax grows": lambda r: "teacher" if r.more_informed else None,
@@ -125,18 +131,21 @@ def _print_calibration(results: Sequence[Result]) -> None:
 
 def _print_by(column: str, values: Sequence[str], results: Sequence[Result]) -> None:
     print(
-        f"\n{column:20}{'trials':>7}{'zero-shot':>11}{'teacher':>9}{'half-way':>10}{'guard':>8}{'worse':>7}{'vetoed':>8}"
+        f"\n{column:20}{'trials':>7}{'zero-shot':>11}{'unwatched':>11}{'teacher':>9}{'half-way':>10}{'guard':>8}"
+        f"{'worse':>7}{'vetoed':>8}{'collapsed':>11}{'ended at':>10}"
     )
     for value in values:
         some = [r for r in results if getattr(r, column) == value]
         mean = {
             "zero-shot": statistics.mean(r.zero_shot for r in some),
+            "unwatched": statistics.mean(r.unwatched for r in some),
             "teacher": statistics.mean(r.gains["teacher"] for r in some),
             "half-way": statistics.mean(r.gains["half_way"] for r in some),
             "guard": statistics.mean(r.gain_of(r.guarded) for r in some),
         }
         worse = sum(r.gain_of(r.guarded) < 0 for r in some)
         print(
-            f"{value:20}{len(some):7}{mean['zero-shot']:11.3f}{mean['teacher']:+9.3f}{mean['half-way']:+10.3f}"
-            f"{mean['guard']:+8.3f}{worse:7}{sum(bool(r.vetoes) for r in some):8}"
+            f"{value:20}{len(some):7}{mean['zero-shot']:11.3f}{mean['unwatched']:+11.3f}{mean['teacher']:+9.3f}"
+            f"{mean['half-way']:+10.3f}{mean['guard']:+8.3f}{worse:7}{sum(bool(r.vetoes) for r in some):8}"
+            f"{sum(r.collapsed for r in some):11}{statistics.mean(r.ended_at for r in some):10.0%}"
         )

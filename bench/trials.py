@@ -1,18 +1,23 @@
 """One adaptation of a task with a setting, and all that a guard could look at, kept in a file.
 
-Training dominates the cost by far, so what it leaves (logits, features, hidden labels) is stored and every rule is
-tried on the stored outputs. A trial is a function of task, seed and setting.
+The guard looks on as it does in a job: training ends when it has settled, and a collapse brings back the last teacher
+that passed. A collapsed run then goes on unwatched, so that it can be told what looking saved. Training dominates the
+cost by far, so what it leaves (logits, features, hidden labels) is stored and every rule is tried on the stored
+outputs. A trial is a function of task, seed and setting.
 
 Legend: N unlabeled images, T images to measure on, K classes, D embedding width.
 """
 
+import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,15 +28,17 @@ from bench.digits import BASE_MODEL
 from bench.guard_report import Result
 from bench.tasks import LabelledSet, Pixels, Task, all_tasks, seed_of
 from must_core import auto as choosing
-from must_core.adapt import Progress, adapt
+from must_core.adapt import adapt
 from must_core.adaptation import Adaptation
 from must_core.backbone import BaseModel, load_base
+from must_core.checkpoint import Checkpoints
 from must_core.errors import Diverged
 from must_core.first_look import low_score
 from must_core.guard.judge import Evidence, crop
 from must_core.guard.panel import evidence_of, opinion_of
 from must_core.guard.verdict import choose_among, compare
-from must_core.guard.vetoes import Opinion
+from must_core.guard.vetoes import Opinion, Veto
+from must_core.guard.watch import Watch
 from must_core.interpolation import STATIONS, between
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec, build_class_weights
@@ -43,12 +50,15 @@ NUM_TEST = 1000
 HELD_OUT_SHARE = 0.2
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Of what a trial comes to: raised whenever training, auto's choices, the guard or the tasks change."""
 DEVELOPMENT_SEEDS = 100
 """From here on: for choosing constants, never for reporting."""
 CANDIDATES = ("teacher", *STATIONS)
+UNWATCHED = "unwatched"
+"""The teacher at the end of a collapsed run, had nobody looked; there is none where it diverged then."""
 
+T = TypeVar("T")
 Hyperparameters = dict[str, Any]
 
 SETTINGS: dict[str, Callable[[Mapping[str, Any]], Hyperparameters]] = {
@@ -63,6 +73,8 @@ SETTINGS: dict[str, Callable[[Mapping[str, Any]], Hyperparameters]] = {
     "no-alignment": lambda _: {"alignment_weight": 0.0},
     "no-augmentation": lambda _: {"rand_augment": "", "crop_scale_min": 1.0},
     "no-teacher": lambda _: {"ema_decay_init": 0.0, "ema_decay": 0.0},
+    "small-batch": lambda _: {"batch_size": 16, "fairness_form": "paper"},
+    "small-batch-running": lambda _: {"batch_size": 16, "fairness_form": "running"},
     "rate-x0.1": lambda auto: {"learning_rate_per_256": auto["learning_rate_per_256"] / 10},
     "rate-x0.3": lambda auto: {"learning_rate_per_256": auto["learning_rate_per_256"] * 0.3},
     "rate-x5": lambda auto: {"learning_rate_per_256": min(10.0, auto["learning_rate_per_256"] * 5)},
@@ -172,33 +184,85 @@ def run_trial(key: Key, folder: Path) -> None:
     zero_shot = Student.from_base(scene.base, scene.weights_DK, seed=key.seed)
     kept: dict[str, Any] = {"labels_N": scene.unlabeled.labels_N, "test_labels_T": scene.test.labels_N}
 
-    def keep(name: str, classifier: Student) -> None:
+    def keep(name: str, classifier: Student) -> Opinion:
         said = look(classifier, pixels_NCHW)
         kept[f"{name}/features_ND"] = said.features_ND.half().numpy()
         kept[f"{name}/logits_NK"] = said.logits_NK.numpy()
         kept[f"{name}/test_logits_TK"] = look(classifier, test_TCHW).logits_NK.half().numpy()
+        return said
 
-    keep("zero_shot", zero_shot)
+    before = keep("zero_shot", zero_shot)
     evidence = evidence_for_auto(scene, zero_shot)
     auto = choosing.choose({}, evidence, scene.base, seed=key.seed)[0].to_dict()
     config, _ = choosing.choose(SETTINGS[key.setting](auto), evidence, scene.base, seed=key.seed)
     run = Adaptation(deepcopy(zero_shot), config, steps_per_epoch=evidence.num_images // config.batch_size)
-    curve: list[list[float]] = []
-    try:
-        for report in adapt(run, InMemory(scene.training_NHWC), scene.base.preprocess, report_interval_s=0):
-            assert isinstance(report, Progress)  # noqa: S101 - nothing is saved and nobody stops it
-            curve.append(list(report.metrics.values()))
+
+    def ask(classifier: Student) -> Generator[None, None, Opinion]:
+        yield
+        return look(classifier, pixels_NCHW)
+
+    with TemporaryDirectory() as checkpoints, suppress(Diverged):
+        store = Checkpoints(Path(checkpoints), {"trial": str(key)})
+        ended = _trained(run, scene, Watch(ask, before, run, store), store)
+        kept["ending"] = json.dumps(ended.ending)
         keep("teacher", run.teacher)
         for name, share in STATIONS.items():
             keep(name, between(zero_shot, run.teacher, share))
-    except Diverged:
-        pass
-    kept["curve"] = np.array(curve, dtype=np.float32)
+        if ended.unwatched is not None:
+            keep(UNWATCHED, ended.unwatched)
     folder.mkdir(parents=True, exist_ok=True)
     staged = key.file(folder).with_suffix(".tmp")
     with staged.open("wb") as file:
         np.savez_compressed(file, **kept)
     staged.rename(key.file(folder))
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How training ended; the run's teacher is what a job would go on with."""
+
+    ending: dict[str, Any]
+    """``{share, collapsed, vetoes}``: of the steps, the share that was done before the end; signs of a collapse that
+    there was nothing to go back from."""
+    unwatched: Student | None
+    """See `UNWATCHED`."""
+
+
+def _trained(run: Adaptation, scene: Scene, watch: Watch, store: Checkpoints) -> _Ended:
+    reports = adapt(
+        run,
+        InMemory(scene.training_NHWC),
+        scene.base.preprocess,
+        checkpoints=store,
+        checkpoint_interval_s=float("inf"),
+        milestones=watch.milestones,
+    )
+    for report in reports:
+        seen = _finished(watch.heed(report))
+        if seen.settled:
+            break
+        if seen.collapse:
+            share, collapsed = run.step_index / run.total_steps, deepcopy(run.teacher)
+            unwatched = None
+            with suppress(Diverged):
+                for _ in reports:
+                    pass
+                unwatched = deepcopy(run.teacher)
+            vetoes = []
+            if watch.roll_back() is None:
+                run.teacher.load_state_dict(collapsed.state_dict())
+                vetoes = [asdict(veto) for veto in seen.collapse]
+            return _Ended({"share": share, "collapsed": True, "vetoes": vetoes}, unwatched)
+    reports.close()
+    return _Ended({"share": run.step_index / run.total_steps, "collapsed": False, "vetoes": []}, None)
+
+
+def _finished(work: Generator[None, None, T]) -> T:
+    while True:
+        try:
+            next(work)
+        except StopIteration as e:
+            return e.value
 
 
 def judged(keys: Sequence[Key], folder: Path) -> Iterator[Result]:
@@ -221,9 +285,11 @@ def judged(keys: Sequence[Key], folder: Path) -> Iterator[Result]:
 def _judged(key: Key, outputs: dict[str, Any], evidence: Evidence, held_out_N: Tensor) -> Result:
     zero_shot = opinion(outputs, "zero_shot")
     candidates = {name: opinion(outputs, name) for name in CANDIDATES}
+    ending = json.loads(str(outputs["ending"]))
+    others = tuple(Veto(**veto) for veto in ending["vetoes"])
     compared = {name: compare(evidence, zero_shot, o, held_out_N) for name, o in candidates.items()}
-    verdict = choose_among(compared)
-    unvetoed = [name for name in CANDIDATES if not compared[name].vetoes]
+    verdict = choose_among(compared, others)
+    unvetoed = [name for name in CANDIDATES if not compared[name].vetoes and not others]
     by_judge = choose_among({name: replace(each, vetoes=()) for name, each in compared.items()})
     before = _accuracy(outputs, "zero_shot")
     labels_N = torch.from_numpy(outputs["labels_N"])
@@ -238,18 +304,28 @@ def _judged(key: Key, outputs: dict[str, Any], evidence: Evidence, held_out_N: T
         setting=key.setting,
         zero_shot=before,
         gains={name: _accuracy(outputs, name) - before for name in CANDIDATES},
+        unwatched=_unwatched(outputs, collapsed=ending["collapsed"]) - before,
+        ended_at=ending["share"],
+        collapsed=ending["collapsed"],
         outcome=verdict.outcome,
         candidate=verdict.candidate,
         estimate=verdict.gain.estimate,
         low=verdict.gain.low,
         high=verdict.gain.high,
-        vetoes=[veto.name for veto in verdict.vetoes],
+        vetoes=list(dict.fromkeys(veto.name for veto in verdict.vetoes)),
         candidate_here=right[verdict.candidate] - right["zero_shot"],
         judge_alone=by_judge.candidate if by_judge.outcome == "adapted" else None,
         vetoes_alone=unvetoed[0] if unvetoed else None,
         more_confident=_mean_score(candidates["teacher"]) > _mean_score(zero_shot),
         more_informed=_information(candidates["teacher"]) > _information(zero_shot),
     )
+
+
+def _unwatched(outputs: dict[str, Any], *, collapsed: bool) -> float:
+    """Accuracy of the teacher had nobody looked; zero-shot's where there would be none."""
+    if not collapsed:
+        return _accuracy(outputs, "teacher")
+    return _accuracy(outputs, UNWATCHED if f"{UNWATCHED}/test_logits_TK" in outputs else "zero_shot")
 
 
 def opinion(outputs: Mapping[str, Any], name: str) -> Opinion:

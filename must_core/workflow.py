@@ -320,7 +320,7 @@ class _Job:
         yield PhaseStarted("training")
         watch = None
         if len(prepared.split.held_out):
-            watch = Watch(panel, prepared.first_look.zero_shot, run, store, self.folders.resume_from)
+            watch = Watch(panel.opinion, prepared.first_look.zero_shot, run, store, self.folders.resume_from)
         reports = adapt(
             run,
             source,

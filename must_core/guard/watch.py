@@ -4,7 +4,7 @@ Shapes: N images of the panel.
 """
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from must_core.adapt import CheckpointSaved, Report
 from must_core.adaptation import Adaptation
 from must_core.checkpoint import Checkpoints
-from must_core.guard.panel import Panel
 from must_core.guard.vetoes import Opinion, Veto, never_sure, vetoes
+from must_core.student import Student
 
 LOOKS = 4
 """How often in a run, the end included."""
@@ -33,18 +33,19 @@ class Seen:
 class Watch:
     """Follows a run's reports. Checkpoints that pass are accepted: the last one is where `roll_back` goes.
 
+    ``ask`` has a classifier say what it thinks of the images that ``zero_shot`` was asked about, and yields meanwhile.
     ``earlier`` are checkpoint folders of earlier attempts, where one may have been accepted.
     """
 
     def __init__(
         self,
-        panel: Panel,
+        ask: Callable[[Student], Generator[None, None, Opinion]],
         zero_shot: Opinion,
         run: Adaptation,
         checkpoints: Checkpoints,
         earlier: Sequence[Path] = (),
     ) -> None:
-        self._panel = panel
+        self._ask = ask
         self._zero_shot = zero_shot
         self._run = run
         self._checkpoints = checkpoints
@@ -66,7 +67,7 @@ class Watch:
         seen = Seen()
         with self._run.ranks.failing_together():
             if self._run.ranks.first:
-                opinion = yield from self._panel.opinion(self._run.teacher)
+                opinion = yield from self._ask(self._run.teacher)
                 found = tuple(veto for veto in vetoes(self._zero_shot, opinion) if veto.collapsed)
                 found += never_sure(opinion, self._run.config.confidence_threshold)
                 seen = Seen(found) if found else self._accept(opinion.answers_N)

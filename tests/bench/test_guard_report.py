@@ -8,12 +8,13 @@ from bench.guard_report import RULES, Result, print_report
 
 GOOD = Result(
     version=1, task="a", seed=0, setting="auto", zero_shot=0.5, gains={"teacher": 0.2, "half_way": 0.1},
-    outcome="adapted", candidate="half_way", estimate=0.12, low=0.02, high=0.22, vetoes=[], candidate_here=0.1,
-    judge_alone="half_way", vetoes_alone="teacher", more_confident=True, more_informed=False,
+    unwatched=0.2, ended_at=1.0, collapsed=False, outcome="adapted", candidate="half_way",
+    estimate=0.12, low=0.02, high=0.22, vetoes=[], candidate_here=0.1, judge_alone="half_way",
+    vetoes_alone="teacher", more_confident=True, more_informed=False,
 )  # fmt: skip
 BAD = replace(
-    GOOD, task="b", gains={"teacher": -0.3, "half_way": -0.1}, outcome="zero_shot", vetoes=["disagreement"],
-    judge_alone="teacher",
+    GOOD, task="b", gains={"teacher": -0.3, "half_way": -0.1}, unwatched=-0.4, ended_at=0.5, collapsed=True,
+    outcome="zero_shot", vetoes=["disagreement"], judge_alone="teacher",
 )  # fmt: skip
 
 
@@ -23,7 +24,7 @@ def test_rules_ship_what_they_say() -> None:
         "guard": ("half_way", None),
         "guard without vetoes": ("half_way", "teacher"),
         "guard without judge": ("teacher", "teacher"),
-        "always adapt": ("teacher", "teacher"),
+        "always adapt": ("unwatched", "unwatched"),
         "always half-way": ("half_way", "half_way"),
         "if surer (mean score)": ("teacher", "teacher"),
         "if InfoMax grows": (None, None),
@@ -37,6 +38,6 @@ def test_worse_and_kept_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines["guard"].split()[1:3] == ["1", "0"]
     assert "50% (" in lines["guard"]
     assert lines["guard without vetoes"].split()[3:5] == ["2", "1"]
-    assert "-0.300" in lines["always adapt"]
-    assert "-50% (" in lines["always adapt"]  # +0.2 and -0.3 of a possible 0.2
+    assert "-0.400" in lines["always adapt"]
+    assert "-100% (" in lines["always adapt"]  # +0.2 and -0.4 of a possible 0.2
     assert "100% (" in lines["labels (oracle)"]

@@ -123,7 +123,7 @@ def watched(tmp_path: Path) -> Callable[[float], tuple[Watch, Adaptation]]:
         images = make_images(tmp_path / "images", 250)
         panel = Panel(images, hold_out(250, seed=0), base.preprocess, num_classes=3, device="cpu", num_workers=0)
         opinion = _finished(panel.opinion(run.teacher))
-        return Watch(panel, opinion, run, Checkpoints(tmp_path / "checkpoints", {"run": "this"})), run
+        return Watch(panel.opinion, opinion, run, Checkpoints(tmp_path / "checkpoints", {"run": "this"})), run
 
     return make
 

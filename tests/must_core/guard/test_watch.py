@@ -267,15 +267,15 @@ def test_epochs_asked_for_are_trained(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_settled_is_when_few_answers_changed_since_the_last_look(
     monkeypatch: pytest.MonkeyPatch, watched: Callable[[float], tuple[Watch, Adaptation]]
 ) -> None:
-    watch, run = watched(0.0)
     monkeypatch.setattr(watching, "vetoes", lambda _before, _after: ())
-    said: list[Opinion] = []
+    said = [Opinion(torch.eye(3), torch.zeros(3, 1))]  # zero-shot's
 
     def opinion(_panel: Panel, _classifier: Student):  # type: ignore[no-untyped-def]
         yield
         return said.pop()
 
     monkeypatch.setattr(Panel, "opinion", opinion)
+    watch, run = watched(0.0)
     answers_N = torch.arange(200) % 3
     seen = []
     for num_changed in (0, 2, 1):  # none before the first look; a hundredth is too many; half of that is not

@@ -15,22 +15,30 @@ MAX_LINE_CHARACTERS = 1000
 MAX_TRACEBACK_CHARACTERS = 16_000
 MAX_TRACEBACK_LINES = 400
 """Of what is left out, as many are kept for the operator, the last ones."""
+MAX_TRACEBACK_LINES_LEFT_OUT = 2000
+"""Then it is taken to have ended."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _SECRET_NAME = re.compile(r"secret|token|passw|credential|api_?key|access_?key|private_?key|_url$|_dsn$", re.IGNORECASE)
 _MIN_SECRET = 6
 # Whatever repeats is bounded, and a pattern begins with what is rare: a trainer may write any line, and while one is
 # searched no other thread of the worker beats.
+_COUNTED = (
+    r"(?:s[\w-]{0,30}|[_-](?:count|len|length|dim|ids?))[\"']{0,2}\s{0,9}[=:]\s{0,9}[\d.,]{1,12}[kmg]?(?![^\s,;)\]}])"
+)
+"""What follows ``token`` where tokens are counted: ``tokens=512`` is for users to read."""
 _TOLD_SECRET = re.compile(
-    r"((?:secret|token|passw(?:or)?d|api[_-]?key|access[_-]?key)[\w-]{0,40}\"?'?\s{0,9}[=:]\s{0,9}"
-    r"|\b(?:bearer|basic)\s{1,9})(?:\"[^\"]{0,400}\"|'[^']{0,400}'|[\"']?[^\s\"',;&]+)",
+    rf"((?:secret|token(?!iz|{_COUNTED})|passw(?:or)?d|api[_-]?key|access[_-]?key)[\w-]{{0,40}}"
+    r"\\{0,3}[\"']{0,2}\s{0,9}[=:]\s{0,9}|\b(?:bearer|basic)\s{1,9})"
+    r"(?:\\{1,3}\"[^\"]*\"?|\\{1,3}'[^']*'?"
+    r"|\"(?:[^\"\\]|\\.)*\"?|'(?:[^'\\]|\\.)*'?|[^\s\"',;&]+)",
     re.IGNORECASE,
 )
-_USERINFO = re.compile(r"([a-z][a-z0-9+.-]{0,20}://)[^\s/]+@", re.IGNORECASE)
+_WORD = re.compile(r"\S+")
 _FILE_URL = re.compile(r"\bfile:/+\S*", re.IGNORECASE)
 _QUOTED_PATH = re.compile(r"""(?P<quote>['"])(?P<path>(?:~|[A-Za-z]:)?[/\\][^'"]*)(?P=quote)""")
 _PATH = re.compile(
-    r"(?:(?<=\s-[IL])|(?<![\w./~\]-]))(?:~|[A-Za-z]:(?=\\))?(?:[/\\][\w.@+=,%~-]+)+[/\\]?|\\\\[\w.-]+(?:\\[\w.@+-]+)+"
+    r"(?:(?<=\s-[IL])|(?<![\w./~-])(?<!\[path\]))(?:~|[A-Za-z]:(?=\\))?(?:[/\\][\w.@+=,%~-]+)+[/\\]?|\\\\[\w.-]+(?:\\[\w.@+-]+)+"
 )
 
 _TRACE_BEGINS = re.compile(
@@ -57,7 +65,8 @@ class Redactor:
     """Takes secrets and paths out of text."""
 
     def __init__(self, secrets: frozenset[str] = frozenset()) -> None:
-        self._secrets = sorted((s for s in secrets if len(s) >= _MIN_SECRET), key=len, reverse=True)
+        forms = {form for secret in secrets for form in _forms(secret)}
+        self._secrets = sorted((form for form in forms if len(form) >= _MIN_SECRET), key=len, reverse=True)
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str]) -> "Redactor":
@@ -80,12 +89,29 @@ class Redactor:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         text = _TOLD_SECRET.sub(r"\1***", text)
-        text = _USERINFO.sub(r"\1***@", text)
+        text = _WORD.sub(lambda m: _without_userinfo(m[0]), text)
         text = _FILE_URL.sub("[path]", text)
         text = _QUOTED_PATH.sub(lambda m: m["quote"] + _name_alone(m["path"]) + m["quote"], text)
         text = _PATH.sub(lambda m: _name_alone(m[0]), text)
         text = escape_controls(text)
         return text if len(text) <= MAX_LINE_CHARACTERS else text[:MAX_LINE_CHARACTERS] + " … (cut)"
+
+
+def _forms(secret: str) -> set[str]:
+    """As a trainer may write it: whole, line by line, and each of these within JSON or a Python literal."""
+    plain = {secret, *(line.strip() for line in secret.splitlines())}
+    quoted = {json.dumps(form, ensure_ascii=ascii_only)[1:-1] for form in plain for ascii_only in (True, False)}
+    return plain | quoted | {repr(form)[1:-1] for form in plain}
+
+
+def _without_userinfo(word: str) -> str:
+    """A password may have an @, and even a slash: all up to the last @ goes, where it can be one."""
+    first, *others = word.split("://")
+    for position, other in enumerate(others):
+        userinfo, at, host = other.rpartition("@")
+        if at and ("/" not in userinfo or ":" in userinfo.partition("/")[0]):
+            others[position] = f"***@{host}"
+    return "://".join((first, *others))
 
 
 def _name_alone(path: str) -> str:
@@ -108,16 +134,19 @@ class Reader:
     def read(self, line: str) -> Iterator[tuple[str, bool]]:
         """What is to be shown of a line: text, and whether it is a remark of ours."""
         line = line.rstrip("\r\n").rpartition("\r")[2]  # of a progress bar, what a terminal would show
+        begins = _TRACE_BEGINS.search(line) is not None
         if self._trace is not None:
-            if _TRACE_GOES_ON.search(line) or _TRACE_BEGINS.search(line):
+            if begins or _TRACE_GOES_ON.search(line):
+                self._has_kind = _TRACE_WITH_KIND.search(line) is not None if begins else self._has_kind
                 self._keep(line)
+                yield from self._end_in_time()
                 return
             if self._has_kind and (ends := _TRACE_ENDS.match(line)):
                 self._keep(line)
                 yield from self._close(ends["kind"])
                 return
             yield from self._close()
-        if _TRACE_BEGINS.search(line):
+        if begins:
             self._trace, self._num_traced = deque(maxlen=MAX_TRACEBACK_LINES), 0
             self._has_kind = _TRACE_WITH_KIND.search(line) is not None
             self._keep(line)
@@ -133,6 +162,11 @@ class Reader:
     def interrupt(self) -> Iterator[tuple[str, bool]]:
         """Lines are missing here, or it is the end."""
         if self._trace is not None:
+            yield from self._close()
+
+    def _end_in_time(self) -> Iterator[tuple[str, bool]]:
+        """What goes on and on was no traceback, or is not waited for: what follows is shown."""
+        if self._num_traced >= MAX_TRACEBACK_LINES_LEFT_OUT:
             yield from self._close()
 
     def _keep(self, line: str) -> None:

@@ -40,6 +40,15 @@ REDACTOR = Redactor.of_environment(
         ('{"aws_secret_access_key": "abc/def"}', '{"aws_secret_access_key": ***}'),
         ("password = 'two words' is set", "password = *** is set"),
         ("redis://me:se@cret@host/0", "redis://***@host/0"),
+        ("redis://me:se/cr@et@host/0 and x@y.org", "redis://***@host/0 and x@y.org"),
+        ("see https://example.org/@user/x", "see https://example.org/@user/x"),
+        (r'password="two \"quoted\" words" is set', "password=*** is set"),
+        ('password="never closed', "password=***"),
+        (r'"{\"token\": \"abc def\"}"', r'"{\"token\": ***}"'),
+        ("tokens=512 num_tokens: 77, max_token_len=5", "tokens=512 num_tokens: 77, max_token_len=5"),
+        ('{"num_tokens": 77} tokenizer=bpe', '{"num_tokens": 77} tokenizer=bpe'),
+        ("tokens=abc123 token=512 tokens=512abc", "tokens=*** token=*** tokens=***"),
+        ("[rank0]/home/me/x.py", "[rank0][path]/x.py"),
         ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
         ("\x1b[31mred\x1b[0m", "red"),
         ("\x1b]0;title\x07\x1b[2J", "\\x1b]0;title\\x07\\x1b[2J"),
@@ -178,7 +187,34 @@ def test_what_follows_a_dump_of_stacks_is_shown() -> None:
 
 
 def test_a_traceback_without_end_is_kept_in_part() -> None:
-    shown, reader = read(["Traceback (most recent call last):", *("  x" for _ in range(5000)), "E: last"])
-    assert shown == ["a traceback of E is left out (5002 lines); the operator has it"]
-    assert reader.last_traceback.endswith("E: last")
+    shown, reader = read(["Traceback (most recent call last):", *(f"  {n}" for n in range(5000))])
+    assert shown[0] == "a traceback is left out (2000 lines); the operator has it"
+    assert shown[1:] == [f"  {n}" for n in range(1999, 5000)], "after so many lines it has ended"
+    assert reader.last_traceback.endswith("  1998")
     assert reader.last_traceback.count("\n") < 500
+
+
+def test_a_traceback_within_a_dump_ends_with_its_exception() -> None:
+    dump = [
+        "Thread 0x1 (most recent call first):",
+        "Traceback (most recent call last):",
+        "  f()",
+        "KeyError: 'private'",
+    ]
+    shown, _ = read([*dump, "done"])
+    assert shown == ["a traceback of KeyError is left out (4 lines); the operator has it", "done"]
+
+
+def test_every_line_and_every_written_form_of_a_secret_is_known() -> None:
+    redactor = Redactor.of_environment(
+        {"TLS_PRIVATE_KEY": 'first-line\nsecond-line\nthird "ü" line', "PATH": "/usr/bin"}
+    )
+    for written in (
+        "first-line",
+        "second-line",
+        'third "ü" line',
+        '"third \\"ü\\" line"',
+        '"third \\"\\u00fc\\" line"',
+    ):
+        assert "***" in redactor.clean(written)
+        assert "line" not in redactor.clean(f"x {written} x")

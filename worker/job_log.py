@@ -45,7 +45,7 @@ class JobLog:
         self._head: list[_Piece] = []
         self._tail: deque[_Piece] = deque()
         self._head_bytes = self._tail_bytes = 0
-        self._lost_bytes = 0
+        self._lost_bytes = dict.fromkeys(LogStream, 0)
         self._ended = False
         self._handed_out_at = float("-inf")
         self._number = 0
@@ -74,7 +74,7 @@ class JobLog:
                 first = self._tail.popleft()
                 excess = min(self._tail_bytes - MAX_RAW_BYTES, len(first.content))
                 self._tail_bytes -= excess
-                self._lost_bytes += excess
+                self._lost_bytes[first.stream] += excess
                 if excess < len(first.content):
                     self._tail.appendleft(_Piece(first.at, first.stream, first.content[excess:]))
 
@@ -107,7 +107,8 @@ class JobLog:
         self._skip_broken_lines()
         found = list(self._lines())
         self._head, self._tail = [], deque()
-        self._head_bytes = self._tail_bytes = self._lost_bytes = 0
+        self._head_bytes = self._tail_bytes = 0
+        self._lost_bytes = dict.fromkeys(LogStream, 0)
         for at, stream, text in _bounded(found):
             self._number += 1
             self._batch.append((self._number, at, stream, text))
@@ -116,13 +117,14 @@ class JobLog:
         at = self._clock()
         for piece in self._head:
             yield from self._split(piece)
-        if self._lost_bytes:
+        if broken := [stream for stream, num_lost in self._lost_bytes.items() if num_lost]:
             at = self._tail[0].at if self._tail else at
-            # The beginnings of lines are lost with the rest of them: half a secret would not be known for one.
-            self._lost_bytes += sum(map(len, self._partial.values()))
-            self._partial = dict.fromkeys(LogStream, b"")
-            yield from self._flush(at)
-            yield at, LogStream.NOTE, f"{self._lost_bytes} bytes of output {LOSS}"
+            for stream in broken:
+                # The beginnings of lines are lost with the rest of them: half a secret would not be known for one.
+                self._lost_bytes[stream] += len(self._partial[stream])
+                self._partial[stream] = b""
+                yield from self._interrupt(at, stream)
+            yield at, LogStream.NOTE, f"{sum(self._lost_bytes.values())} bytes of output {LOSS}"
         for piece in self._tail:
             yield from self._split(piece)
         if self._ended:
@@ -130,24 +132,27 @@ class JobLog:
 
     def _skip_broken_lines(self) -> None:
         """What follows a loss begins within a line: the rest of that line is lost too."""
-        broken = set(LogStream) if self._lost_bytes else set()
+        broken = {stream for stream, num_lost in self._lost_bytes.items() if num_lost}
         for position, piece in enumerate(self._tail):
             if piece.stream in broken:
                 lost, newline, rest = piece.content.partition(b"\n")
-                self._lost_bytes += len(lost + newline)
+                self._lost_bytes[piece.stream] += len(lost + newline)
                 self._tail[position] = _Piece(piece.at, piece.stream, rest)
                 broken -= {piece.stream} if newline else set()
 
     def _split(self, piece: _Piece) -> Iterator[tuple[float, LogStream, str]]:
         *lines, partial = (self._partial[piece.stream] + piece.content).split(b"\n")
+        partial = _shown_part(partial)
         # Kept one byte too long, so that the line is known to have been cut.
         self._partial[piece.stream] = partial[: MAX_LINE_BYTES + 1]
         for line in lines:
             yield from self._read_line(piece.at, piece.stream, line)
 
     def _read_line(self, at: float, stream: LogStream, line: bytes) -> Iterator[tuple[float, LogStream, str]]:
-        cut = len(line) > MAX_LINE_BYTES
-        for text, ours in self._readers[stream].read(line[:MAX_LINE_BYTES].decode("utf-8", "replace")):
+        line = _shown_part(line)
+        if cut := len(line) > MAX_LINE_BYTES:
+            line = _whole_words(line[:MAX_LINE_BYTES])
+        for text, ours in self._readers[stream].read(line.decode("utf-8", "replace")):
             yield at, LogStream.NOTE if ours else stream, text
         if cut:
             yield at, LogStream.NOTE, "the line before was longer"
@@ -157,8 +162,22 @@ class JobLog:
             if partial:
                 yield from self._read_line(at, stream, partial)
             self._partial[stream] = b""
-            for text, _ in self._readers[stream].interrupt():
-                yield at, LogStream.NOTE, text
+            yield from self._interrupt(at, stream)
+
+    def _interrupt(self, at: float, stream: LogStream) -> Iterator[tuple[float, LogStream, str]]:
+        for text, _ in self._readers[stream].interrupt():
+            yield at, LogStream.NOTE, text
+
+
+def _shown_part(line: bytes) -> bytes:
+    """What a terminal would show of a progress bar: that after the last carriage return, one at the end aside."""
+    return line[line.rfind(b"\r", 0, len(line.rstrip(b"\r"))) + 1 :]
+
+
+def _whole_words(line: bytes) -> bytes:
+    """Without the last word, which was cut: half a secret would not be known for one."""
+    *words, _ = line.rsplit(maxsplit=1)
+    return words[0] if words else line
 
 
 def _bounded(found: list[tuple[float, LogStream, str]]) -> list[tuple[float, LogStream, str]]:

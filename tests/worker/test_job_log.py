@@ -138,3 +138,51 @@ def test_what_comes_after_the_end_is_not_taken_in(log: JobLog) -> None:
     log.end()
     log.take_in(OUT, b"of a process that was left\n")
     assert texts(log.hand_out(at_once=True)) == ["mine"]
+
+
+def test_a_secret_that_is_broken_by_a_loss_is_not_shown_in_part(clock: Clock) -> None:
+    password, address = b"hunter2secret", b"postgres://must:hunter2secret@host/db\n"
+    for shift in range(len(address)):
+        log = JobLog(Redactor(frozenset({password.decode()})), clock)
+        log.take_in(OUT, b"x" * (MAX_RAW_BYTES - 1 - shift) + b"\n" + address)
+        for _ in range(10):
+            log.take_in(OUT, address * 500)
+        shown = "\n".join(texts(log.hand_out()))
+        assert "are not kept" in shown
+        assert "hunter" not in shown
+        assert "secret" not in shown
+
+
+def test_a_secret_at_which_a_line_is_cut_is_not_shown_in_part(log: JobLog) -> None:
+    """The path before it shrinks to its name: what was far to the right is shown."""
+    log.take_in(OUT, b"/d" * 2030 + b" postgres://must:hunter2secret@host/db\n")
+    assert texts(log.hand_out()) == ["[path]/d", "the line before was longer"]
+
+
+def test_a_flood_on_one_stream_takes_nothing_from_the_other(log: JobLog) -> None:
+    log.take_in(OUT, b"begun")
+    for _ in range(10):
+        log.take_in(ERR, b"flood\n" * 2000)
+    log.take_in(OUT, b" and ended\nsecond\n")
+    lines = log.hand_out()
+    assert [line.text for line in lines if line.stream is OUT] == ["begun and ended", "second"]
+    assert any("are not kept" in line.text for line in lines), "the control: there was a loss"
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\r\n"])
+def test_of_a_progress_bar_the_last_state_is_shown(log: JobLog, clock: Clock, end: bytes) -> None:
+    for percent in range(0, 101, 10):
+        clock.now += 60
+        log.take_in(OUT, b"\r" + b"#" * 600 + f"{percent} %".encode())
+        log.hand_out()
+        log.confirm()
+    log.take_in(OUT, end)
+    log.end()
+    (shown,) = texts(log.hand_out(at_once=True))
+    assert shown.endswith("#100 %")
+
+
+def test_of_a_progress_bar_in_one_piece_the_last_state_is_shown(log: JobLog) -> None:
+    log.take_in(OUT, b"".join(b"#" * 60 + f"{percent} %\r".encode() for percent in range(101)) + b"\n")
+    (shown,) = texts(log.hand_out())
+    assert shown.endswith("#100 %")

@@ -243,8 +243,8 @@ class _Attempt:
             interruption = self._watch(trainer)
         finally:
             code = trainer.finish()
+            self._job_log.end()  # what a descendant that left the group says from now on holds nobody up
             self._share.give_back()
-        self._job_log.end()
         result = self._relay.result
         outcome = judge(code, interruption=interruption, result=result, error=self._relay.error)
         _log.info(

@@ -1,8 +1,11 @@
 """From a trainer's stdout and stderr to the job's log, with a real child process and a real ledger."""
 
+import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -179,3 +182,25 @@ def test_progress_is_not_needed_to_see_the_log_of_a_cancelled_job(supervise: Sup
             JobStore(session).request_cancel(job_id)
     assert read_job(sessions, job_id).status is JobStatus.CANCELLED
     assert texts(sessions, job_id)[0] == "lorem ipsum"
+
+
+def test_a_descendant_that_left_and_talks_on_holds_nothing_up(
+    supervise: Supervise, sessions: Sessions, tmp_path: Path
+) -> None:
+    code = """
+        import subprocess, sys
+        talk = "import time\\nfor _ in range(6000): print('still here', flush=True); time.sleep(0.01)"
+        child = subprocess.Popen([sys.executable, "-c", talk], start_new_session=True)
+        open(PATH, "w").write(str(child.pid))
+        sys.exit(9)
+    """
+    pid_file = tmp_path / "pid"
+    job_id = add_job(sessions, max_attempts=1)
+    try:
+        with running(supervise(trainer=script(f"PATH = {str(pid_file)!r}\n" + textwrap.dedent(code)))):
+            wait_for(lambda: read_job(sessions, job_id).status is JobStatus.FAILED, what="the end")
+            os.kill(int(pid_file.read_text()), 0)  # raises where it had ended before the job
+    finally:
+        with suppress(OSError, ValueError):
+            os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    assert "still here" in texts(sessions, job_id)

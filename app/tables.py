@@ -117,12 +117,12 @@ def _index_of_some(name: str, *columns: str, where: str) -> Index:
 
 
 _JOB_INDEXES = (
-    Index("ix_jobs_status_finished_at", "status", "finished_at"),
     Index("ix_jobs_tenant_claimed_at", "tenant", "claimed_at"),
     _index_of_some(
         "ix_jobs_claim", "tenant", "priority", "created_at", "id", "available_at", "num_gpus", where="status = 'queued'"
     ),
     _index_of_some("ix_jobs_held", "tenant", "lease_until", where="lease_until IS NOT NULL"),
+    _index_of_some("ix_jobs_finished_at", "finished_at", where="finished_at IS NOT NULL"),
     _index_of_some("ix_jobs_pending_until", "pending_until", where="pending_until IS NOT NULL"),
 )
 

@@ -318,7 +318,8 @@ class ClaimStore:
     def _sweep(
         self, dead: ColumnElement[bool], values: Mapping[str, Any], status: JobStatus, message: str
     ) -> Sequence[str]:
-        ids = self._session.scalars(select(Job.id).where(dead).order_by(Job.id).with_for_update(skip_locked=True)).all()
+        # In no order: SQLite would read the whole table to find them in it.
+        ids = self._session.scalars(select(Job.id).where(dead).with_for_update(skip_locked=True)).all()
         for job_id in ids:
             attempt = self._session.execute(
                 update(Job)

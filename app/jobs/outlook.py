@@ -24,6 +24,8 @@ NUM_RECENT = 20
 MAX_TURNS = 1000
 """Further ahead no start is estimated."""
 
+_HELD, _PAST = aliased(Job), aliased(Job)
+
 SCHEDULED = Waiting(code="scheduled", message="It starts at not_before or later.")
 RETRYING = Waiting(code="retrying", message="Its last attempt failed; the next one begins after a pause.")
 TENANT_LIMIT = Waiting(code="tenant_limit", message="As many of your jobs run as may; it starts when one of them ends.")
@@ -164,7 +166,7 @@ class OutlookStore:
 
     def _lines(self, job: Any, most_gpus: int | None) -> dict[str, Line]:
         """The line of each tenant that has jobs which are due."""
-        held, past = aliased(Job), aliased(Job)
+        held, past = _HELD, _PAST
         held_now = select(func.count()).where(held.tenant == Job.tenant, held.lease_until.is_not(None))
         last_turn = select(func.max(past.claimed_at)).where(past.tenant == Job.tenant)
         equal = Job.priority == job.priority

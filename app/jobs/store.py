@@ -17,6 +17,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    union_all,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -30,6 +31,7 @@ from app.jobs.logs import JobLogStore
 from app.jobs.messages import Event, EventType, JobError, JobView, LogEntry, NewJob, Scheduling, StatusChange
 from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
+from app.jobs.turns import is_due, is_queued
 from app.tables import Classifier, Dataset, Job, JobReport, UtcDateTime
 
 RESEND_AFTER = timedelta(seconds=30)
@@ -213,18 +215,18 @@ class JobStore:
 
     def num_queued(self) -> int:
         """How many jobs wait for a worker."""
-        query = select(func.count()).select_from(Job).where(Job.status == QUEUED)
+        query = select(func.count()).select_from(Job).where(is_queued())
         return self._session.scalar(query) or 0
 
     def unsent(self, limit: int) -> Sequence[str]:
         """Ids of jobs that wait for a worker and whose next broker message is due, longest due first."""
-        waiting = or_(
-            and_(Job.status == QUEUED, Job.available_at <= now_utc()),
-            and_(Job.status == RUNNING, Job.lease_until < now_utc()),  # its worker died
-        )
-        due = func.coalesce(Job.notify_at, Job.lease_until)
-        query = select(Job.id).where(waiting, due <= now_utc()).order_by(due, Job.id).limit(limit)
-        return self._session.scalars(query).all()
+        due = func.coalesce(Job.notify_at, Job.lease_until).label("due")
+        # Two queries, for no one index has both kinds.
+        waiting = union_all(
+            select(Job.id, due).where(is_due(), due <= now_utc()),
+            select(Job.id, due).where(Job.status == RUNNING, Job.lease_until < now_utc(), due <= now_utc()),
+        ).subquery()  # the latter's worker died
+        return self._session.scalars(select(waiting.c.id).order_by(waiting.c.due, waiting.c.id).limit(limit)).all()
 
     def mark_notified(self, job_ids: Iterable[str]) -> None:
         """Note that a message about each job went out just now. A job claimed meanwhile is left as it is."""

@@ -18,6 +18,9 @@ from app.tables import Job
 _QUEUED: ColumnElement[str] = literal_column("'queued'")
 _RUNNING: ColumnElement[str] = literal_column("'running'")
 
+# Made once: each is a copy of all the table's columns, and idle workers ask every second.
+_ALIASES = tuple(aliased(Job) for _ in range(6))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
@@ -54,7 +57,7 @@ def num_running(session: Session, tenant: str) -> int:
 def next_queued(terms: Terms, *, but: Collection[str] = ()) -> Select[str]:
     """The query for the queued job whose turn it is. Steps from tenant to tenant and looks at the first job of each."""
     waiting = tenants_waiting()
-    first, best, held, past = aliased(Job), aliased(Job), aliased(Job), aliased(Job)
+    first, best, held, past = _ALIASES[:4]
     # Two steps, for the index ascends: the highest priority, then the oldest job of it.
     priority = (
         select(best.priority)
@@ -98,7 +101,7 @@ def next_queued(terms: Terms, *, but: Collection[str] = ()) -> Select[str]:
 
 def tenants_waiting() -> Any:
     """A recursive CTE of the tenants that have queued jobs, found by jumps through the index; its last row is NULL."""
-    here, later = aliased(Job), aliased(Job)
+    here, later = _ALIASES[4:]
     waiting = select(func.min(here.tenant).label("tenant")).where(here.status == _QUEUED).cte("waiting", recursive=True)
     following = select(func.min(later.tenant)).where(later.status == _QUEUED, later.tenant > waiting.c.tenant)
     return waiting.union_all(
@@ -106,9 +109,14 @@ def tenants_waiting() -> Any:
     )
 
 
+def is_queued() -> ColumnElement[bool]:
+    """It waits for a worker."""
+    return Job.status == _QUEUED
+
+
 def is_due() -> ColumnElement[bool]:
     """Queued, and not told to wait any longer."""
-    return and_(Job.status == _QUEUED, Job.available_at <= now_utc())
+    return and_(is_queued(), Job.available_at <= now_utc())
 
 
 def is_dropped() -> ColumnElement[bool]:

@@ -22,11 +22,11 @@ def upgrade() -> None:
         jobs.add_column(sa.Column("pending_until", sa.DateTime(timezone=True), nullable=True))
         jobs.add_column(sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=True))
         jobs.add_column(sa.Column("running_s", sa.Double(), nullable=False, server_default="0"))
-    op.create_index("ix_jobs_status_finished_at", "jobs", ["status", "finished_at"])
     op.create_index("ix_jobs_tenant_claimed_at", "jobs", ["tenant", "claimed_at"])
     queued = ["tenant", "priority", "created_at", "id", "available_at", "num_gpus"]
     _create_index_of_some("ix_jobs_claim", queued, "status = 'queued'")
     _create_index_of_some("ix_jobs_held", ["tenant", "lease_until"], "lease_until IS NOT NULL")
+    _create_index_of_some("ix_jobs_finished_at", ["finished_at"], "finished_at IS NOT NULL")
     _create_index_of_some("ix_jobs_pending_until", ["pending_until"], "pending_until IS NOT NULL")
     op.create_table(
         "workers",
@@ -43,10 +43,10 @@ def downgrade() -> None:
     op.drop_table("workers")
     for name in (
         "ix_jobs_pending_until",
+        "ix_jobs_finished_at",
         "ix_jobs_held",
         "ix_jobs_claim",
         "ix_jobs_tenant_claimed_at",
-        "ix_jobs_status_finished_at",
     ):
         op.drop_index(name, table_name="jobs")
     with op.batch_alter_table("jobs") as jobs:

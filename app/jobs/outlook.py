@@ -10,21 +10,19 @@ from datetime import datetime, timedelta
 from statistics import median
 from typing import Any
 
-from sqlalchemy import and_, case, func, literal_column, or_, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import and_, case, func, or_, select
+from sqlalchemy.orm import Session
 
 from app.database import now_utc
 from app.jobs.fleet import FleetStore
 from app.jobs.messages import Outlook, Waiting
-from app.jobs.turns import is_due, num_running
+from app.jobs.turns import is_due, is_queued, num_running, standing
 from app.tables import Job
 
 NUM_RECENT = 20
 """Finished jobs whose median duration is taken for a job's that says nothing yet."""
 MAX_TURNS = 1000
 """Further ahead no start is estimated."""
-
-_HELD, _PAST = aliased(Job), aliased(Job)
 
 SCHEDULED = Waiting(code="scheduled", message="It starts at not_before or later.")
 RETRYING = Waiting(code="retrying", message="Its last attempt failed; the next one begins after a pause.")
@@ -125,7 +123,7 @@ class OutlookStore:
                 (Job.available_at > now_utc()).label("is_told_to_wait"),
                 (Job.not_before > now_utc()).label("is_scheduled"),
                 now_utc().label("now"),
-            ).where(Job.id == job_id, Job.status == literal_column("'queued'"))
+            ).where(Job.id == job_id, is_queued())
         ).one_or_none()
         if job is None:
             return Outlook()
@@ -166,9 +164,7 @@ class OutlookStore:
 
     def _lines(self, job: Any, most_gpus: int | None) -> dict[str, Line]:
         """The line of each tenant that has jobs which are due."""
-        held, past = _HELD, _PAST
-        held_now = select(func.count()).where(held.tenant == Job.tenant, held.lease_until.is_not(None))
-        last_turn = select(func.max(past.claimed_at)).where(past.tenant == Job.tenant)
+        held_now, last_turn = standing(Job.tenant)
         equal = Job.priority == job.priority
         older = or_(Job.created_at < job.created_at, and_(Job.created_at == job.created_at, Job.id < job.id))
         counted = case((Job.tenant == job.tenant, and_(equal, older)), else_=equal)

@@ -26,7 +26,6 @@ from sqlalchemy.orm import Session
 from app.database import now_plus, now_utc, plus_seconds
 from app.exceptions import Conflict, NotFound
 from app.jobs import events as job_events
-from app.jobs import turns
 from app.jobs.logs import JobLogStore
 from app.jobs.messages import Event, EventType, JobError, JobView, LogEntry, NewJob, Scheduling, StatusChange
 from app.jobs.promotion import Promotion
@@ -84,7 +83,7 @@ class JobStore:
 
     def is_due(self, job_id: str) -> bool:
         """It waits for a worker, and for nothing else. By the database's clock."""
-        return self._session.scalar(select(Job.id).where(Job.id == job_id, turns.is_due())) is not None
+        return self._session.scalar(select(Job.id).where(Job.id == job_id, is_due())) is not None
 
     def get(self, job_id: str) -> JobView | None:
         """The job, or None when there is none of this id."""

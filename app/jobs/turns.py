@@ -6,9 +6,10 @@ Reads only; the caller makes the claim in the same transaction, and has made sur
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, and_, func, literal_column, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from app.database import now_utc
@@ -54,10 +55,19 @@ def num_running(session: Session, tenant: str) -> int:
     return session.scalar(query) or 0
 
 
+def standing(tenant: SQLColumnExpression[str]) -> tuple[Select[int], Select[datetime | None]]:
+    """How many jobs of a tenant run, and when its last turn was: queries to correlate with what has the column."""
+    held, past = _ALIASES[:2]
+    return (
+        select(func.count()).where(held.tenant == tenant, held.lease_until.is_not(None)),
+        select(func.max(past.claimed_at)).where(past.tenant == tenant),
+    )
+
+
 def next_queued(terms: Terms, *, but: Collection[str] = ()) -> Select[str]:
     """The query for the queued job whose turn it is. Steps from tenant to tenant and looks at the first job of each."""
     waiting = tenants_waiting()
-    first, best, held, past = _ALIASES[:4]
+    first, best = _ALIASES[2:4]
     # Two steps, for the index ascends: the highest priority, then the oldest job of it.
     priority = (
         select(best.priority)
@@ -75,8 +85,7 @@ def next_queued(terms: Terms, *, but: Collection[str] = ()) -> Select[str]:
         .order_by(first.created_at, first.id)
         .limit(1)
     )
-    held_now = select(func.count()).where(held.tenant == waiting.c.tenant, held.lease_until.is_not(None))
-    last_turn = select(func.max(past.claimed_at)).where(past.tenant == waiting.c.tenant)
+    held_now, last_turn = standing(waiting.c.tenant)
     heads = (
         select(
             head.correlate(waiting).scalar_subquery().label("id"),
@@ -102,21 +111,21 @@ def next_queued(terms: Terms, *, but: Collection[str] = ()) -> Select[str]:
 def tenants_waiting() -> Any:
     """A recursive CTE of the tenants that have queued jobs, found by jumps through the index; its last row is NULL."""
     here, later = _ALIASES[4:]
-    waiting = select(func.min(here.tenant).label("tenant")).where(here.status == _QUEUED).cte("waiting", recursive=True)
-    following = select(func.min(later.tenant)).where(later.status == _QUEUED, later.tenant > waiting.c.tenant)
+    waiting = select(func.min(here.tenant).label("tenant")).where(is_queued(here)).cte("waiting", recursive=True)
+    following = select(func.min(later.tenant)).where(is_queued(later), later.tenant > waiting.c.tenant)
     return waiting.union_all(
         select(following.correlate(waiting).scalar_subquery()).where(waiting.c.tenant.is_not(None))
     )
 
 
-def is_queued() -> ColumnElement[bool]:
+def is_queued(job: type[Job] = Job) -> ColumnElement[bool]:
     """It waits for a worker."""
-    return Job.status == _QUEUED
+    return job.status == _QUEUED
 
 
-def is_due() -> ColumnElement[bool]:
+def is_due(job: type[Job] = Job) -> ColumnElement[bool]:
     """Queued, and not told to wait any longer."""
-    return and_(is_queued(), Job.available_at <= now_utc())
+    return and_(is_queued(job), job.available_at <= now_utc())
 
 
 def is_dropped() -> ColumnElement[bool]:
@@ -135,12 +144,7 @@ def attempts_left() -> ColumnElement[bool]:
 
 
 def _startable(job: type[Job], terms: Terms, but: Collection[str]) -> tuple[ColumnElement[bool], ...]:
-    return (
-        job.status == _QUEUED,
-        job.available_at <= now_utc(),
-        *_fits(job, terms),
-        *((job.id.not_in(but),) if but else ()),
-    )
+    return (is_due(job), *_fits(job, terms), *((job.id.not_in(but),) if but else ()))
 
 
 def _fits(job: type[Job], terms: Terms) -> tuple[ColumnElement[bool], ...]:

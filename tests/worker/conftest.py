@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.jobs.ledger import Ledger
 from app.storage import BlobStore, make_storage
+from tests.support.clock import Clock
 from tests.support.databases import engine, sessions, sqlite_template
 from tests.support.supervision import make_supervisor
 from worker.supervisor import Supervisor
@@ -21,6 +22,11 @@ __all__ = ["engine", "sessions", "sqlite_template"]
 def database_url(sqlite_template: Path, tmp_path: Path) -> str:
     """URL of a migrated SQLite database without rows."""
     return f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'must.db')}"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture

@@ -6,22 +6,11 @@ from datetime import timedelta
 import pytest
 
 from app.jobs.messages import LogLine, LogStream
+from tests.support.clock import Clock
 from worker.job_log import MAX_BATCH_BYTES, MAX_LINE_BYTES, MAX_RAW_BYTES, MIN_SPACING_S, JobLog
 from worker.readable import Redactor
 
 OUT, ERR, NOTE = LogStream.STDOUT, LogStream.STDERR, LogStream.NOTE
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

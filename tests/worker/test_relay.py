@@ -7,6 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.jobs.messages import EventType
+from tests.support.clock import Clock
 from worker.protocol import (
     AnyReport,
     BeatReport,
@@ -24,18 +25,6 @@ from worker.protocol import (
     format_report,
 )
 from worker.relay import Relay
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

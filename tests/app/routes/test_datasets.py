@@ -31,6 +31,11 @@ FORM = "multipart/form-data; boundary=B"
 
 
 @pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", max_upload_bytes=500_000, max_images=20)
+
+
+@pytest.fixture
 def client(settings: Settings, sessions: sessionmaker[Session], decoder: DecoderPool) -> Iterator[TestClient]:
     app = FastAPI()
     app.include_router(datasets.router)

@@ -1,6 +1,5 @@
 """GET /jobs/{id}/log on the assembled application; the worker's part is played by the test."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,11 @@ from app.database import make_engine, make_sessionmaker
 from app.ids import new_id
 from app.jobs.ledger import Ledger
 from app.jobs.messages import Claim, JobError, LogLine, LogStream, Report
-from app.main import create_app
 from tests.support.jobs import add_job
-from tests.support.tiny import make_base
 
 JSON = {"Accept": "application/json"}
 LEASE = timedelta(seconds=60)
 NUM_LINES = 251
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    folder = tmp_path_factory.mktemp("app")
-    return Settings(data_dir=folder / "data", models={"tiny": make_base(folder / "base")}, default_model="tiny")
-
-
-@pytest.fixture(scope="module")
-def client(settings: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        yield client
 
 
 def queued(settings: Settings) -> str:

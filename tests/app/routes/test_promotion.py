@@ -1,7 +1,6 @@
 """What a job's promotion means to its user, on the assembled application; the worker's part is played by the test."""
 
 import json
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,36 +8,11 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.config import Settings
 from app.ids import new_id
 from app.jobs.ledger import Ledger
 from app.jobs.messages import Publication
-from app.main import create_app
 from tests.support.jobs import told_verdict, verdict
-from tests.support.tiny import CLASSES, make_base, make_images
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return make_images(tmp_path_factory.mktemp("images"), 3)
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    folder = tmp_path_factory.mktemp("app")
-    return Settings(data_dir=folder / "data", models={"tiny": make_base(folder / "base")}, default_model="tiny")
-
-
-@pytest.fixture(scope="module")
-def client(settings: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def dataset_id(client: TestClient, images: list[Path]) -> str:
-    created = client.post("/datasets", files=[("images", (p.name, p.read_bytes())) for p in images])
-    return str(created.json()["id"])
+from tests.support.tiny import CLASSES
 
 
 def submit(client: TestClient, dataset_id: str, **options: Any) -> dict[str, Any]:

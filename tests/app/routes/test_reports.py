@@ -4,7 +4,7 @@ import hashlib
 import html
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -18,31 +18,18 @@ from PIL import Image
 from app.config import Settings
 from app.jobs.ledger import Ledger
 from app.jobs.messages import EventType, Report
-from app.main import create_app
 from app.web.pages import CONTENT_SECURITY_POLICY
 from must_core.report import make_report
 from tests.support.images import sound
 from tests.support.jobs import told_verdict
 from tests.support.reports import publish
-from tests.support.tiny import CLASSES, make_base
+from tests.support.tiny import CLASSES
 from worker.trainer import reported
 
 NUM_IMAGES = 24
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 ODD_FILE = "a\"><script>alert(1)</script>'.png"
 ODD_CLASSES = ["<script>alert(2)</script>", '"><img src=x onerror=alert(3)>', "blue & {{ 7 * 7 }}"]
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    folder = tmp_path_factory.mktemp("app")
-    return Settings(data_dir=folder / "data", models={"tiny": make_base(folder / "base")}, default_model="tiny")
-
-
-@pytest.fixture(scope="module")
-def client(settings: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        yield client
 
 
 def contents(seed: int) -> list[bytes]:

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,9 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
 
-from app.config import Settings
 from app.database import make_engine, make_sessionmaker
-from app.main import create_app
 from tests.support.jobs import add_dataset
-from tests.support.tiny import CLASSES, make_base, make_images
+from tests.support.tiny import CLASSES, make_images
 
 MISSING_JOB = "job_01k0c9v2ytq4v3m5p6r7s8t9wa"
 
@@ -25,19 +22,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    folder = tmp_path_factory.mktemp("app")
-    models = {"tiny": make_base(folder / "base"), "absent": "ViT-B-16/openai"}
-    settings = Settings(data_dir=folder / "data", models=models, default_model="tiny")
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def dataset_id(client: TestClient, images: list[Path]) -> str:
-    created = client.post("/datasets", files=[("images", (p.name, p.read_bytes())) for p in images])
-    assert created.status_code == 201, created.text
-    return str(created.json()["id"])
+def models(base: str) -> dict[str, str]:
+    return {"tiny": base, "absent": "ViT-B-16/openai"}
 
 
 def told(response: Any) -> tuple[int, str, str | None]:

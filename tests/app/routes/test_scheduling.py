@@ -1,17 +1,14 @@
 """When and where a job is to run, as its user says it and sees it; the worker's part is played by the test."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from app.config import Settings
-from app.main import create_app
 from app.queue import LedgerOnlyQueue
-from tests.support.tiny import CLASSES, make_base, make_images
+from tests.support.tiny import CLASSES
 
 WISHES = {
     "priority": -3,
@@ -20,29 +17,6 @@ WISHES = {
     "max_pending_s": 60,
     "num_gpus": 2,
 }
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return make_images(tmp_path_factory.mktemp("images"), 3)
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    folder = tmp_path_factory.mktemp("app")
-    return Settings(data_dir=folder / "data", models={"tiny": make_base(folder / "base")}, default_model="tiny")
-
-
-@pytest.fixture(scope="module")
-def client(settings: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def dataset_id(client: TestClient, images: list[Path]) -> str:
-    created = client.post("/datasets", files=[("images", (p.name, p.read_bytes())) for p in images])
-    return str(created.json()["id"])
 
 
 def submit(client: TestClient, dataset_id: str, **options: Any) -> dict[str, Any]:

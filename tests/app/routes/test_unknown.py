@@ -14,14 +14,13 @@ from pydantic import TypeAdapter
 from app.config import Settings
 from app.database import make_engine, make_sessionmaker
 from app.jobs.ledger import Ledger
-from app.main import create_app
 from app.storage import make_storage
 from must_core.backbone import load_base
 from must_core.bundle import save_bundle
 from must_core.student import Student
 from must_core.text.prompts import ClassSpec
 from tests.support.jobs import verdict
-from tests.support.tiny import CLASSES, make_base, make_images
+from tests.support.tiny import CLASSES, make_images
 from worker.bundles import store_bundle
 from worker.protocol import ResultReport, UnknownBelow, Verdict
 
@@ -31,22 +30,6 @@ NUM_IMAGES = 6
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return make_images(tmp_path_factory.mktemp("images"), NUM_IMAGES)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory, base: str) -> Settings:
-    return Settings(data_dir=tmp_path_factory.mktemp("app") / "data", models={"tiny": base}, default_model="tiny")
-
-
-@pytest.fixture(scope="module")
-def client(settings: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        yield client
 
 
 class Service:

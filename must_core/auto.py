@@ -13,6 +13,7 @@ from must_core.config import AUTO, HYPERPARAMETERS, AdaptConfig, check_hyperpara
 from must_core.errors import InvalidConfig
 from must_core.masking import PatchMasker
 from must_core.memory import Memory
+from must_core.objective import RUNNING_IMAGES_PER_CLASS
 from must_core.presets import Preset
 from must_core.towers import tower_of
 
@@ -102,7 +103,7 @@ def choose(
     settle("weight_decay", 0.05, "The paper's value.")
     settle("confidence_threshold", *_threshold(evidence))
     settle("fairness_weight", 1.0, "The paper's most common value.")
-    settle("fairness_form", "paper", "The paper's form.")
+    settle("fairness_form", *_fairness_form(batch, evidence.num_classes))
     settle("alignment_weight", 0.2, "The paper's most common value for ViT-B/16.")
     settle("masking", value=base.masking.supported, reason=base.masking.reason)
     settle("mask_patch_size", *_mask_patch(image, patch))
@@ -157,6 +158,12 @@ def _threshold(evidence: Evidence) -> tuple[float, str]:
     if threshold == low:
         return threshold, f"{told}; this is the lowest of the paper's thresholds."
     return threshold, f"{told}: the others teach from the start."
+
+
+def _fairness_form(batch: int, num_classes: int) -> tuple[str, str]:
+    if batch < RUNNING_IMAGES_PER_CLASS * num_classes:
+        return "running", f"A batch of {batch} is few for {num_classes} classes, so earlier ones are remembered."
+    return "paper", "The paper's form: a batch has two images of each class, or more."
 
 
 def _mask_patch(image: int, patch: int) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """What is chosen from the model and the unlabeled images."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,3 +32,22 @@ def test_the_rate_is_the_papers_for_the_papers_tower() -> None:
     assert _learning_rate(768)[0] == 2e-5
     assert _learning_rate(64)[0] == _learning_rate(128)[0] == 100 * _learning_rate(768)[0]
     assert _learning_rate(1024)[0] == 2e-5  # it trains ViT-L/14 with no smaller one
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "asked", "form"),
+    [
+        (32, {}, "paper"),
+        (33, {}, "running"),
+        (10, {"batch_size": 16}, "running"),
+        (8, {"batch_size": 16}, "paper"),
+        (33, {"fairness_form": "paper"}, "paper"),
+    ],
+)
+def test_fairness_remembers_earlier_batches_where_one_is_few_for_the_classes(
+    tmp_path: Path, num_classes: int, asked: dict[str, Any], form: str
+) -> None:
+    evidence = Evidence(num_images=1000, num_classes=num_classes, flip_disagreement=0.0)
+    config, _ = choose(asked, evidence, load_base(make_base(tmp_path)), seed=0)
+    assert config.batch_size == asked.get("batch_size", 64)
+    assert config.fairness_form == form

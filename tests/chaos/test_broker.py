@@ -1,52 +1,34 @@
 """With a broker: messages that are doubled, lost or forged, and a worker that is told to go."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import pytest
 from celery import Celery
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.ids import new_id
-from app.jobs import hint
-from app.jobs.hint import QUEUE, TASK_NAME
+from app.jobs.hint import TASK_NAME
 from app.jobs.status import JobStatus
 from app.queue import CeleryTaskQueue
-from tests.chaos.test_workers import only_postgresql, status, wait_until, wait_until_training
+from tests.chaos.test_workers import status, wait_until, wait_until_training
 from tests.support.jobs import add_job, read_job
-from tests.support.services import RABBITMQ_URL, rabbitmq_queue, redis_database
+from tests.support.stacks import RABBITMQ, REDIS, Stack, only
 from tests.support.workers import WorkerProcess, wait_for
 
 StartWorker = Callable[..., WorkerProcess]
 Sessions = sessionmaker[Session]
-
-pytestmark = [pytest.mark.services, only_postgresql]
-
-
-@pytest.fixture(params=["redis", "rabbitmq"])
-def broker_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A broker with an empty queue."""
-    if request.param == "redis":
-        with redis_database() as url:
-            yield url
-        return
-    with rabbitmq_queue() as name:
-        monkeypatch.setattr(hint, "QUEUE", name)
-        monkeypatch.setenv("TEST_QUEUE", name)  # for tests/support/worker_main.py
-        yield RABBITMQ_URL
 
 
 def starts(sessions: Sessions, job_id: str) -> int:
     return [t.status for t in read_job(sessions, job_id).transitions].count(JobStatus.RUNNING)
 
 
-def test_a_message_sent_twenty_times_has_one_owner(
-    start_worker: StartWorker, sessions: Sessions, broker_url: str
-) -> None:
+@only(REDIS, RABBITMQ)
+def test_a_message_sent_twenty_times_has_one_owner(start_worker: StartWorker, sessions: Sessions, stack: Stack) -> None:
     job_id = add_job(sessions, hyperparameters={"steps": 20, "step_ms": 20})
-    queue = CeleryTaskQueue(broker_url)
+    queue = CeleryTaskQueue(stack.broker_url)
     assert all(queue.send(job_id) for _ in range(20))
-    workers = [start_worker(broker_url=broker_url, worker_concurrency="3", lease="PT600S") for _ in range(2)]
+    workers = [start_worker(worker_concurrency="3", lease="PT600S") for _ in range(2)]
     wait_until(sessions, job_id, JobStatus.SUCCEEDED)
     heard = wait_for(lambda: sum(len(w.events("hint_dropped")) for w in workers) >= 19, what="all messages to be heard")
     queue.close()
@@ -55,17 +37,17 @@ def test_a_message_sent_twenty_times_has_one_owner(
     assert sum(len(w.events("job_claimed")) for w in workers) == 1
 
 
-@pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+@only(REDIS)
 def test_a_lost_message_is_made_up_for_and_forged_ones_do_no_harm(
-    start_worker: StartWorker, sessions: Sessions, broker_url: str
+    start_worker: StartWorker, sessions: Sessions, stack: Stack
 ) -> None:
     job_id = add_job(sessions)  # its message never reached the broker
-    forger = Celery(broker=broker_url, set_as_current=False)
+    forger = Celery(broker=stack.broker_url, set_as_current=False)
     for arguments in ([new_id("job")], ["../../etc"], [7], [], [job_id, "more"], [{"a": 1}]):
-        forger.send_task(TASK_NAME, args=arguments, queue=QUEUE)
-    forger.send_task("os.system", args=["true"], queue=QUEUE)
-    forger.send_task(TASK_NAME, args=[job_id], queue=QUEUE, serializer="pickle")
-    worker = start_worker(broker_url=broker_url)
+        forger.send_task(TASK_NAME, args=arguments, queue=stack.queue)
+    forger.send_task("os.system", args=["true"], queue=stack.queue)
+    forger.send_task(TASK_NAME, args=[job_id], queue=stack.queue, serializer="pickle")
+    worker = start_worker()
     wait_until(sessions, job_id, JobStatus.SUCCEEDED)
     assert starts(sessions, job_id) == 1
     later = add_job(sessions)
@@ -75,15 +57,14 @@ def test_a_lost_message_is_made_up_for_and_forged_ones_do_no_harm(
     forger.close()
 
 
-def test_a_worker_behind_a_broker_stops_gracefully(
-    start_worker: StartWorker, sessions: Sessions, broker_url: str
-) -> None:
+@only(REDIS, RABBITMQ)
+def test_a_worker_behind_a_broker_stops_gracefully(start_worker: StartWorker, sessions: Sessions, stack: Stack) -> None:
     job_id = add_job(sessions, max_attempts=1, hyperparameters={"steps": 80, "step_ms": 30})
-    first = start_worker(broker_url=broker_url, lease="PT600S")
+    first = start_worker(lease="PT600S")
     wait_until_training(sessions, job_id)
     first.send(signal.SIGTERM)
     assert first.wait() == 0
     assert status(sessions, job_id) is JobStatus.QUEUED
-    start_worker(broker_url=broker_url, lease="PT600S")  # a busy machine must not cost a start
+    start_worker(lease="PT600S")  # a busy machine must not cost a start
     wait_until(sessions, job_id, JobStatus.SUCCEEDED)
     assert starts(sessions, job_id) == 2

@@ -14,15 +14,11 @@ from app.jobs.status import JobStatus
 from app.jobs.store import JobStore
 from app.tables import Classifier
 from tests.support.jobs import add_job, read_job
+from tests.support.stacks import EMBEDDED, RABBITMQ, only
 from tests.support.workers import WorkerProcess, is_running, wait_for
 
 StartWorker = Callable[..., WorkerProcess]
 Sessions = sessionmaker[Session]
-
-only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-only_postgresql = pytest.mark.parametrize(
-    "database_url", [pytest.param("postgresql", marks=pytest.mark.services)], indirect=True
-)
 
 
 def status(sessions: Sessions, job_id: str) -> JobStatus:
@@ -111,7 +107,7 @@ def test_a_frozen_worker_that_comes_back_cannot_write(
     assert not is_running(zombie.trainer_pid())
 
 
-@only_sqlite
+@only(EMBEDDED)
 def test_a_worker_that_dies_in_the_last_attempt_fails_the_job(start_worker: StartWorker, sessions: Sessions) -> None:
     job_id = add_job(sessions, max_attempts=1, hyperparameters={"steps": 1000, "step_ms": 20})
     first = start_worker()
@@ -124,7 +120,7 @@ def test_a_worker_that_dies_in_the_last_attempt_fails_the_job(start_worker: Star
     assert error.code == "worker_lost"
 
 
-@only_sqlite
+@only(EMBEDDED)
 def test_cancelling_while_the_worker_is_dead_ends_too(start_worker: StartWorker, sessions: Sessions) -> None:
     job_id = add_job(sessions, hyperparameters={"steps": 1000, "step_ms": 20})
     first = start_worker()
@@ -136,7 +132,7 @@ def test_cancelling_while_the_worker_is_dead_ends_too(start_worker: StartWorker,
     wait_until(sessions, job_id, JobStatus.CANCELLED)
 
 
-@only_postgresql
+@only(RABBITMQ)
 def test_cancelling_frees_the_worker(start_worker: StartWorker, sessions: Sessions) -> None:
     job_id = add_job(sessions, hyperparameters={"steps": 10_000, "step_ms": 20})
     worker = start_worker()
@@ -154,7 +150,7 @@ def test_cancelling_frees_the_worker(start_worker: StartWorker, sessions: Sessio
     assert status(sessions, queued) is JobStatus.CANCELLED
 
 
-@only_sqlite
+@only(EMBEDDED)
 def test_a_graceful_stop_loses_nothing(start_worker: StartWorker, sessions: Sessions, tmp_path: Path) -> None:
     job_id = add_job(
         sessions, max_attempts=1, hyperparameters={"steps": 60, "step_ms": 30, "crash_at": {"60": "fatal"}}
@@ -171,7 +167,7 @@ def test_a_graceful_stop_loses_nothing(start_worker: StartWorker, sessions: Sess
     assert [int(s) for s in (*before, *after)] == list(range(1, 60)), "no step was done twice"
 
 
-@only_sqlite
+@only(EMBEDDED)
 def test_a_poison_job_stops_and_others_are_unaffected(start_worker: StartWorker, sessions: Sessions) -> None:
     poison = add_job(sessions, hyperparameters={"crash_at": {"1": f"signal {signal.SIGSEGV.value}"}})
     others = [add_job(sessions) for _ in range(2)]

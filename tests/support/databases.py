@@ -35,20 +35,24 @@ def postgres_url() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=BOTH)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """URL of a migrated database without rows."""
-    if request.param == "sqlite":
+def empty_database(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of a migrated database without rows, of a kind (``sqlite``, ``postgresql``)."""
+    if kind == "sqlite":
         template: Path = request.getfixturevalue("sqlite_template")
-        yield f"sqlite:///{shutil.copy(template, tmp_path / 'must.db')}"
-        return
+        return f"sqlite:///{shutil.copy(template, tmp_path / 'must.db')}"
     url: str = request.getfixturevalue("postgres_url")
     engine = make_engine(url)
     with engine.begin() as connection:
         tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
         connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
     engine.dispose()
-    yield url
+    return url
+
+
+@pytest.fixture(params=BOTH)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of a migrated database without rows."""
+    return empty_database(request.param, request, tmp_path)
 
 
 @pytest.fixture

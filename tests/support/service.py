@@ -37,8 +37,9 @@ class Service:
         self._environment = {**inherited, "MUST_DATA_DIR": str(self.data_dir), **settings}
         self._processes: list[subprocess.Popen[bytes]] = []
         port = free_port()
+        api = "tests.support.api_main" if "TEST_QUEUE" in settings else "app.main"
         self._api = self._start(
-            "api", "-m", "uvicorn", "app.main:create_app", "--factory", "--host", "127.0.0.1", "--port", str(port)
+            "api", "-m", "uvicorn", f"{api}:create_app", "--factory", "--host", "127.0.0.1", "--port", str(port)
         )
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
 

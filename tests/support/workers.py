@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,10 +34,11 @@ def is_running(pid: int) -> bool:
 class WorkerProcess:
     """One ``python -m worker`` with short times and the scripted trainer."""
 
-    def __init__(self, name: str, folder: Path, database_url: str, *arguments: str, **settings: str) -> None:
+    def __init__(self, name: str, folder: Path, where: Mapping[str, str], *arguments: str, **settings: str) -> None:
+        """``where``: variables that name the database and the broker; ``settings``: others, without their prefix."""
         self.log_path = folder / f"{name}.log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MUST_")} | {
-            "MUST_DATABASE_URL": database_url,
+            **where,
             "MUST_DATA_DIR": str(folder),
             "MUST_MODELS": '{"tiny-clip": "local-dir:/nowhere"}',
             "MUST_LEASE": "PT2S",

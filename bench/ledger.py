@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -88,7 +89,7 @@ def _status_event(job_id: str, status: JobStatus, at: object) -> dict[str, Any]:
 
 def _insert(engine: Engine, table: type[Job] | type[JobEvent], rows: Iterator[dict[str, Any]]) -> None:
     with engine.begin() as connection:
-        while some := [row for row, _ in zip(rows, range(ROWS_AT_ONCE), strict=False)]:
+        while some := list(islice(rows, ROWS_AT_ONCE)):
             connection.execute(insert(table.__table__), some)
 
 

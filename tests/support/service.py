@@ -36,12 +36,21 @@ class Service:
         self.data_dir = folder / "data"
         self._environment = {**inherited, "MUST_DATA_DIR": str(self.data_dir), **settings}
         self._processes: list[subprocess.Popen[bytes]] = []
-        port = free_port()
-        api = "tests.support.api_main" if "TEST_QUEUE" in settings else "app.main"
-        self._api = self._start(
-            "api", "-m", "uvicorn", f"{api}:create_app", "--factory", "--host", "127.0.0.1", "--port", str(port)
-        )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
+        self._port = free_port()
+        self._api = self.start_api()
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=30)
+
+    def start_api(self) -> subprocess.Popen[bytes]:
+        """Start the API; again, once it has died, at the same address."""
+        api = "tests.support.api_main" if "TEST_QUEUE" in self._environment else "app.main"
+        address = ("--host", "127.0.0.1", "--port", str(self._port))
+        self._api = self._start("api", "-m", "uvicorn", f"{api}:create_app", "--factory", *address)
+        return self._api
+
+    def kill_api(self) -> None:
+        """SIGKILL, and be sure that it is gone."""
+        self._api.kill()
+        self._api.wait()
 
     def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self._folder / f"{name}-{len(self._processes)}.log").open("wb") as log:

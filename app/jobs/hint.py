@@ -5,12 +5,14 @@ the programs that send (the API, and the sweeper in each worker) and those that 
 """
 
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import Any
 
 import structlog
 from celery import Celery
-from kombu.exceptions import KombuError, OperationalError
+from kombu.exceptions import KombuError
 
 from app.ids import is_id
 
@@ -26,63 +28,95 @@ def is_job_id(value: object) -> bool:
 
 
 class HintSender:
-    """Sends by task name, so that the sender needs none of the worker's code. Safe to share between threads."""
+    """Sends by task name, so that the sender needs none of the worker's code. Safe to share between threads.
+
+    Each hint has a connection of its own. Celery's pools are shared by everything in the process that names the same
+    broker and stay closed once they are, and a pooled connection may have died since; a hint is worth one handshake.
+    """
 
     PAUSE_S = 5.0
-    """After a failure, sends are skipped for this long: a dead broker slows one request down, not each."""
+    """After a failure, sends are skipped for this long, and then one is tried: a dead broker slows one request down,
+    not each."""
 
-    def __init__(self, broker_url: str) -> None:
+    ANSWER_S = 0.7
+    """`is_reachable` says no when the broker has not answered by then: probes give up after a second."""
+
+    def __init__(self, broker_url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Opens no connection yet."""
-        self._options = _sender_options(broker_url)
-        self._celery = self._connected_to_nothing()
+        self._clock = clock
+        self._celery = Celery("must-hints", set_as_current=False)
+        self._celery.conf.update(_sender_options(broker_url))
         transport = self._celery.connection_for_write()
         self._broker_errors: tuple[type[Exception], ...] = (
-            OperationalError,
             KombuError,
             OSError,
             *transport.connection_errors,
             *transport.channel_errors,
-            RuntimeError,  # the pool was closed under us, see below
         )
         self._lock = Lock()
+        self._is_down = False
         self._closed_until = 0.0
+        self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-probe")
+        self._answer: Future[bool] | None = None
 
     def send(self, job_id: str) -> bool:
         """True when the broker took the message. False, after seconds at most and with a line in the log, when it is
-        down: the sweeper makes up for it."""
-        with self._lock:
-            if time.monotonic() < self._closed_until:
-                return False
-        for attempt in (1, 2):  # a pooled connection may have died quietly since its last use; a new one is tried
-            try:
-                self._celery.send_task(TASK_NAME, args=[job_id], queue=QUEUE, retry=False, ignore_result=True)
-            except self._broker_errors as e:
-                _log.warning("hint_not_sent", job_id=job_id, attempt=attempt, error=type(e).__name__)
-                broken, self._celery = self._celery, self._connected_to_nothing()
-                broken.pool.force_close_all()  # a sender beside us may still use it: it will fail and come here too
-            else:
-                return True
-        with self._lock:
-            self._closed_until = time.monotonic() + self.PAUSE_S
-        return False
-
-    def is_reachable(self) -> bool:
-        """Ask the broker; takes a few seconds at most when it is down."""
-        try:
-            with self._celery.connection_for_write() as connection:
-                connection.ensure_connection(max_retries=1, timeout=2)
-        except self._broker_errors:
+        down, full or frozen: the sweeper makes up for it."""
+        if not self._may_try():
             return False
+        connection = self._celery.connection_for_write()
+        try:
+            self._celery.send_task(
+                TASK_NAME, args=[job_id], queue=QUEUE, connection=connection, retry=False, ignore_result=True
+            )
+        except self._broker_errors as e:
+            with self._lock:
+                self._is_down, self._closed_until = True, self._clock() + self.PAUSE_S
+            _log.warning("hint_not_sent", job_id=job_id, error=type(e).__name__)
+            connection.collect()  # without a word: the answer might never come
+            return False
+        with self._lock:
+            self._is_down, self._closed_until = False, 0.0
+        connection.release()
         return True
 
+    def is_reachable(self) -> bool:
+        """Ask the broker; takes less than a second. However many ask, it is asked once at a time. Also false for
+        seconds after it did not take a hint."""
+        with self._lock:
+            if self._clock() < self._closed_until:
+                return False
+            if self._answer is None or self._answer.done():
+                self._answer = self._asking.submit(self._ask)
+            answer = self._answer
+        try:
+            return answer.result(timeout=self.ANSWER_S)
+        except TimeoutError:
+            return False
+
     def close(self) -> None:
-        """Drop the connections."""
+        """Drop what is open; waits for a question that is under way, seconds at most."""
+        self._asking.shutdown()
         self._celery.close()
 
-    def _connected_to_nothing(self) -> Celery:
-        celery = Celery("must-hints", set_as_current=False)
-        celery.conf.update(self._options)
-        return celery
+    def _may_try(self) -> bool:
+        with self._lock:
+            now = self._clock()
+            if now < self._closed_until:
+                return False
+            if self._is_down:
+                self._closed_until = now + self.PAUSE_S  # for all others, while this one tries
+            return True
+
+    def _ask(self) -> bool:
+        connection = self._celery.connection_for_write()
+        try:
+            connection.ensure_connection(max_retries=0)
+        except self._broker_errors:
+            connection.collect()
+            return False
+        connection.release()
+        return True
 
 
 def _sender_options(broker_url: str) -> dict[str, Any]:
@@ -96,9 +130,10 @@ def _sender_options(broker_url: str) -> dict[str, Any]:
         "task_ignore_result": True,
         "task_publish_retry": False,
     }
+    once = {"max_retries": 0}
     if broker_url.startswith("redis"):
-        options["broker_transport_options"] = {"socket_connect_timeout": 2, "socket_timeout": 5}
+        options["broker_transport_options"] = {**once, "socket_connect_timeout": 2, "socket_timeout": 3}
     elif broker_url.startswith("amqp"):
         # Without confirmation a message may vanish in a broker that is going down.
-        options["broker_transport_options"] = {"confirm_publish": True, "read_timeout": 5, "write_timeout": 5}
+        options["broker_transport_options"] = {**once, "confirm_publish": True, "read_timeout": 3, "write_timeout": 3}
     return options

@@ -10,6 +10,7 @@ from app.services.classifiers import ClassifierService
 from app.services.classify import ClassifyService
 from app.services.datasets import DatasetService
 from app.services.health import HealthService
+from app.services.idempotency import IdempotencyService
 from app.services.jobs import JobService
 from app.services.models import ModelService
 from app.services.reports import ReportService
@@ -30,6 +31,7 @@ class Services:
     classify: ClassifyService
     models: ModelService
     health: HealthService
+    idempotency: IdempotencyService
 
 
 def services(request: Request) -> Services:
@@ -77,6 +79,10 @@ def _health(of: ServicesDep) -> HealthService:
     return of.health
 
 
+def _idempotency(of: ServicesDep) -> IdempotencyService:
+    return of.idempotency
+
+
 def _tenant() -> str:
     """Whose request it is. Nobody says yet, so everybody's requests are of one tenant."""
     return DEFAULT_TENANT
@@ -92,3 +98,4 @@ ClassifierServiceDep = Annotated[ClassifierService, Depends(_classifiers)]
 ClassifyServiceDep = Annotated[ClassifyService, Depends(_classify)]
 ModelServiceDep = Annotated[ModelService, Depends(_models)]
 HealthServiceDep = Annotated[HealthService, Depends(_health)]
+IdempotencyServiceDep = Annotated[IdempotencyService, Depends(_idempotency)]

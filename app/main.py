@@ -24,6 +24,7 @@ from app.services.classifiers import ClassifierService
 from app.services.classify import ClassifyService
 from app.services.datasets import DatasetService
 from app.services.health import HealthService
+from app.services.idempotency import IdempotencyService
 from app.services.jobs import JobService
 from app.services.models import ModelService
 from app.services.reports import ReportService
@@ -77,15 +78,17 @@ def _make_services(settings: Settings, engine: Engine, decoder: DecoderPool, que
         max_models=settings.max_cached_models,
     )
     classifier_service = ClassifierService(sessions=sessions, predictor=predictor, catalog=catalog)
+    dataset_service = DatasetService(
+        sessions=sessions,
+        ingestor=Ingestor(storage=storage, decoder=decoder, limits=IngestLimits.from_settings(settings)),
+    )
     return Services(
         settings=settings,
-        datasets=DatasetService(
-            sessions=sessions,
-            ingestor=Ingestor(storage=storage, decoder=decoder, limits=IngestLimits.from_settings(settings)),
-        ),
+        datasets=dataset_service,
         jobs=JobService(
             sessions=sessions,
             queue=queue,
+            datasets=dataset_service,
             classifiers=classifier_service,
             predictor=predictor,
             max_attempts=settings.max_attempts,
@@ -97,4 +100,5 @@ def _make_services(settings: Settings, engine: Engine, decoder: DecoderPool, que
         classify=ClassifyService(classifiers=classifier_service, predictor=predictor, decoder=decoder),
         models=ModelService(catalog=catalog),
         health=HealthService(sessions=sessions, queue=queue),
+        idempotency=IdempotencyService(sessions=sessions),
     )

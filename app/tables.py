@@ -279,3 +279,22 @@ class Classifier(Base):
     unknown_below: Mapped[float | None] = mapped_column(Double)
     """Images whose raw score is lower are unknown to it; empty when nobody can say."""
     created_at: Mapped[datetime]
+
+
+class IdempotencyKey(Base):
+    """A creating request that carries a key: at work while ``status_code`` is empty, else answered."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    digest: Mapped[str] = mapped_column(Sha256)
+    """Of what was asked."""
+    token: Mapped[str] = mapped_column(String(32))
+    """The fence: whoever takes the key draws another, so a write that carries an older one is a zombie's."""
+    free_at: Mapped[datetime] = mapped_column(index=True)
+    """From here on the key is anybody's: the end of a lock that is renewed while the request is at work, and of the
+    answer's keeping afterwards."""
+    status_code: Mapped[int | None]
+    headers: Mapped[dict[str, Any] | None]
+    body: Mapped[str | None] = mapped_column(Text)

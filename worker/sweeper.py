@@ -1,4 +1,4 @@
-"""Housekeeping that every worker does, any number at a time: dead workers' jobs, unsent hints, old run folders."""
+"""Housekeeping that every worker does, any number at a time: dead workers' jobs, unsent hints, old folders and keys."""
 
 import random
 import time
@@ -75,8 +75,11 @@ class Sweeper:
             self._resend(self._send_hint)
 
     def tidy(self) -> None:
-        """Remove the checkpoints of jobs that are done with them: of workers that died between the end of a job and
-        its clean-up, and of unfinished jobs that nobody resumed. Raises `LedgerUnavailable`."""
+        """Remove expired Idempotency-Keys, and the checkpoints of jobs that are done with them: of workers that died
+        between the end of a job and its clean-up, and of unfinished jobs that nobody resumed.
+
+        Raises `LedgerUnavailable`."""
+        self._ledger.forget_idempotency_keys()
         job_ids = sorted(set(runs.jobs_with_checkpoints(self._runs_dir)))
         for first in range(0, len(job_ids), 500):
             for job_id, (status, finished_ago) in self._ledger.statuses(job_ids[first : first + 500]).items():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from app.ingest.manifest import RejectedImage
+from app.ingest.manifest import IngestReport, RejectedImage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,15 @@ class DatasetView:
     num_ignored: int
     num_rejected: int
     total_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewDataset:
+    """A dataset to be stored. Its images are blobs by now."""
+
+    id: str
+    name: str
+    report: IngestReport
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.database import now_plus, now_utc, read_only
+from app.idempotency.store import IdempotencyStore
 from app.jobs.claims import ClaimStore
 from app.jobs.errors import LedgerUnavailable
 from app.jobs.fleet import FleetStore, Presence
@@ -187,6 +188,11 @@ class Ledger:
         """Of those jobs that exist: the status, and how long ago the job finished (zero when it has not)."""
         with self._read() as session:
             return ClaimStore(session).statuses(job_ids)
+
+    def forget_idempotency_keys(self) -> int:
+        """Remove the Idempotency-Keys whose time is over; returns how many."""
+        with self._write() as session:
+            return IdempotencyStore(session).remove_expired()
 
     @contextmanager
     def _write(self) -> Iterator[Session]:

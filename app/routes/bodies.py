@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from app.exceptions import InvalidInput, MalformedRequest, PayloadTooLarge, UnsupportedMedia
 from app.inference.classes import ClassList
+from app.routes.request_digest import RequestDigest
 from app.schemas.jobs import ClassIn
 from app.schemas.parsing import MAX_JSON_BYTES, read_json, read_model, to_model
 
@@ -24,11 +25,16 @@ def is_form(request: Request) -> bool:
     return _media_type(request) == "multipart/form-data"
 
 
-async def read_json_body(request: Request, model: type[M], *, max_bytes: int = MAX_JSON_BYTES) -> M:
-    """Read a JSON body; raises `UnsupportedMedia`, `PayloadTooLarge` and as `read_model` does."""
+async def read_json_body(
+    request: Request, model: type[M], *, max_bytes: int = MAX_JSON_BYTES, digest: RequestDigest | None = None
+) -> M:
+    """Read a JSON body; raises `UnsupportedMedia`, `PayloadTooLarge` and as `read_model` does. ``digest`` learns it."""
     if _media_type(request) != "application/json" or _is_encoded(request):
         raise UnsupportedMedia("unsupported_media_type", "The body is application/json or multipart/form-data.")
-    return read_model(await _read(request, max_bytes), model)
+    raw = await _read(request, max_bytes)
+    if digest is not None:
+        digest.add_body(raw)
+    return read_model(raw, model)
 
 
 def is_page_form(request: Request) -> bool:

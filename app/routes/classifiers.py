@@ -1,9 +1,12 @@
 """``/classifiers``."""
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request, Response
 
+from app.classifiers.messages import ClassifierView
 from app.deps import ClassifierServiceDep
+from app.idempotency.messages import Answer
 from app.routes.bodies import body_schema, class_list, read_json_body
+from app.routes.idempotency import OnceDep, answer_of
 from app.routes.paging import PagingDep
 from app.schemas.classifiers import ClassifierCreate, ClassifierOut
 from app.schemas.common import Page
@@ -11,18 +14,19 @@ from app.schemas.common import Page
 router = APIRouter(prefix="/classifiers", tags=["classifiers"])
 
 
-async def _creation(request: Request) -> ClassifierCreate:
-    return await read_json_body(request, ClassifierCreate)
-
-
-@router.post("", status_code=201, openapi_extra=body_schema(ClassifierCreate))
-def create_classifier(
-    service: ClassifierServiceDep,
-    wanted: ClassifierCreate = Depends(_creation),  # noqa: B008 - FastAPI's way
-) -> ClassifierOut:
+@router.post("", status_code=201, response_model=ClassifierOut, openapi_extra=body_schema(ClassifierCreate))
+async def create_classifier(request: Request, service: ClassifierServiceDep, once: OnceDep) -> Response:
     """Make a zero-shot classifier from a class list; it is ready at once."""
+    wanted = await read_json_body(request, ClassifierCreate, digest=once.digest)
     classes = class_list(wanted.classes, wanted.templates)
-    return ClassifierOut.of(service.create_zero_shot(classes, base_model=wanted.base_model, name=wanted.name))
+    return await once.answer(
+        lambda record: service.create_zero_shot(classes, base_model=wanted.base_model, name=wanted.name, record=record),
+        _created,
+    )
+
+
+def _created(view: ClassifierView) -> Answer:
+    return answer_of(201, ClassifierOut.of(view))
 
 
 @router.get("")

@@ -3,9 +3,11 @@
 from typing import Any
 
 from fastapi import APIRouter, Response, status
-from starlette.concurrency import run_in_threadpool
 
+from app.datasets.messages import IngestedDataset
 from app.deps import DatasetServiceDep, ThumbnailServiceDep
+from app.idempotency.messages import Answer
+from app.routes.idempotency import OnceDep, answer_of
 from app.routes.multipart import FILE_FIELDS, FormDep
 from app.routes.paging import PagingDep
 from app.schemas.common import Page
@@ -23,25 +25,34 @@ _NAME = {
 }
 
 
+def _created(done: IngestedDataset) -> Answer:
+    return answer_of(201, IngestedDatasetOut.ingested(done))
+
+
+def _appended(done: IngestedDataset) -> Answer:
+    return answer_of(200, IngestedDatasetOut.ingested(done))
+
+
 def _multipart(properties: dict[str, Any]) -> dict[str, Any]:
     schema = {"type": "object", "properties": properties}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, openapi_extra=_multipart({**_FILES, **_NAME}))
-async def create_dataset(form: FormDep, datasets: DatasetServiceDep) -> IngestedDatasetOut:
+@router.post("", status_code=201, response_model=IngestedDatasetOut, openapi_extra=_multipart({**_FILES, **_NAME}))
+async def create_dataset(form: FormDep, datasets: DatasetServiceDep, once: OnceDep) -> Response:
     """Make a dataset of an archive or of image files. Files that cannot be used are reported, the rest is kept."""
     form.only("name")
     uploads = form.uploads(*FILE_FIELDS)
-    return IngestedDatasetOut.ingested(await run_in_threadpool(datasets.create, uploads, name=form.fields.get("name")))
+    name = form.fields.get("name")
+    return await once.answer(lambda record: datasets.create(uploads, name=name, record=record), _created)
 
 
-@router.post("/{dataset_id}/images", openapi_extra=_multipart(_FILES))
-async def append_images(dataset_id: str, form: FormDep, datasets: DatasetServiceDep) -> IngestedDatasetOut:
+@router.post("/{dataset_id}/images", response_model=IngestedDatasetOut, openapi_extra=_multipart(_FILES))
+async def append_images(dataset_id: str, form: FormDep, datasets: DatasetServiceDep, once: OnceDep) -> Response:
     """Add images to a dataset. Images that it has already are stored once."""
     form.only()
     uploads = form.uploads(*FILE_FIELDS)
-    return IngestedDatasetOut.ingested(await run_in_threadpool(datasets.append, dataset_id, uploads))
+    return await once.answer(lambda record: datasets.append(dataset_id, uploads, record=record), _appended)
 
 
 @router.get("")

@@ -4,14 +4,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.concurrency import run_in_threadpool
 
-from app.deps import DatasetServiceDep, JobServiceDep, SettingsDep, TenantDep
-from app.exceptions import MalformedRequest, ServiceError
-from app.jobs.messages import Scheduling
+from app.deps import JobServiceDep, SettingsDep, TenantDep
+from app.exceptions import MalformedRequest
+from app.idempotency.messages import Answer
+from app.jobs.messages import JobView, Scheduling
 from app.jobs.promotion import Promotion
 from app.routes.bodies import body_schema, class_list, form_fields, form_model, is_form, read_json_body
 from app.routes.event_stream import event_stream
+from app.routes.idempotency import OnceDep, answer_of
 from app.routes.multipart import FILE_FIELDS, FormLimits, read_form
 from app.routes.paging import PagingDep
 from app.schemas.common import Page
@@ -28,34 +29,23 @@ _AS_JSON = (
 _FORM = form_fields(plain=_PLAIN, as_json=_AS_JSON, archive=True)
 
 
-@router.post("", status_code=202, openapi_extra=body_schema(JobCreate, form=_FORM))
+@router.post("", status_code=202, response_model=JobOut, openapi_extra=body_schema(JobCreate, form=_FORM))
 async def create_job(
-    request: Request,
-    response: Response,
-    *,
-    jobs: JobServiceDep,
-    datasets: DatasetServiceDep,
-    settings: SettingsDep,
-    tenant: TenantDep,
-) -> JobOut:
+    request: Request, jobs: JobServiceDep, settings: SettingsDep, tenant: TenantDep, once: OnceDep
+) -> Response:
     """Start an adaptation: JSON with a dataset's id, or a form with images and classes in one request."""
-    if is_form(request):
-        async with read_form(request, FormLimits.from_settings(settings)) as form:
-            wanted = _job_request(form_model(form.fields, JobOptions, plain=_PLAIN))
-            await run_in_threadpool(jobs.check, wanted)  # before any image is unpacked
-            uploads = form.uploads(*FILE_FIELDS)
-            ingested = await run_in_threadpool(datasets.create, uploads, name=wanted.name)
-        try:
-            job = await run_in_threadpool(jobs.submit, ingested.dataset.id, wanted, tenant=tenant)
-        except ServiceError:
-            await run_in_threadpool(datasets.delete, ingested.dataset.id)  # nobody knows of it
-            raise
-    else:
-        body = await read_json_body(request, JobCreate)
-        job = await run_in_threadpool(jobs.submit, body.dataset_id, _job_request(body), tenant=tenant)
-    response.headers["Location"] = f"/jobs/{job.id}"
-    response.headers["Retry-After"] = _RETRY_AFTER_S
-    return JobOut.of(job)
+    if not is_form(request):
+        body = await read_json_body(request, JobCreate, digest=once.digest)
+        wanted = _job_request(body)
+        return await once.answer(
+            lambda record: jobs.submit(body.dataset_id, wanted, tenant=tenant, record=record), _accepted
+        )
+    async with read_form(request, FormLimits.from_settings(settings), digest=once.digest) as form:
+        options = _job_request(form_model(form.fields, JobOptions, plain=_PLAIN))
+        uploads = form.uploads(*FILE_FIELDS)
+        return await once.answer(
+            lambda record: jobs.submit_with_images(uploads, options, tenant=tenant, record=record), _accepted
+        )
 
 
 @router.get("")
@@ -110,6 +100,10 @@ def job_events(
         )
     found = [EventOut.of(event) for event in service.events(job_id, after=after, limit=limit + 1)]
     return Page[EventOut].of(found, limit=limit, id_of=lambda event: str(event.id))
+
+
+def _accepted(job: JobView) -> Answer:
+    return answer_of(202, JobOut.of(job), {"Location": f"/jobs/{job.id}", "Retry-After": _RETRY_AFTER_S})
 
 
 def _position(last_event_id: str) -> int:

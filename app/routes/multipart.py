@@ -5,6 +5,7 @@ same `python_multipart` underneath directly.
 """
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from app.config import Settings
 from app.deps import SettingsDep
 from app.exceptions import InvalidInput, MalformedRequest, PayloadTooLarge, UnsupportedMedia
 from app.ingest.uploads import Spool, Upload
+from app.routes.idempotency import OnceDep
+from app.routes.request_digest import RequestDigest
 
 _WRITE_BYTES = 1 << 20
 _MAX_PART_HEADERS = 16
@@ -75,8 +78,12 @@ class Form:
 
 
 @asynccontextmanager
-async def read_form(request: Request, limits: FormLimits) -> AsyncIterator[Form]:
+async def read_form(
+    request: Request, limits: FormLimits, *, digest: RequestDigest | None = None
+) -> AsyncIterator[Form]:
     """Read a ``multipart/form-data`` body; whatever happens, nothing of it stays on disk after the block.
+
+    ``digest`` learns its parts; without one, nothing is hashed.
 
     Raises `UnsupportedMedia`, `MalformedRequest` ``malformed_multipart``, `PayloadTooLarge` (``payload_too_large``,
     ``too_many_parts``), `InvalidInput` ``repeated_parameter``, and Starlette's `ClientDisconnect`.
@@ -85,16 +92,16 @@ async def read_form(request: Request, limits: FormLimits) -> AsyncIterator[Form]
     _check_length(request, limits.max_bytes)
     spool = await asyncio.to_thread(Spool, limits.spool_dir)
     try:
-        parts = _Parts(spool, limits)
+        parts = _Parts(spool, limits, digest)
         await _feed(request, boundary, parts, limits.max_bytes)
         yield parts.form()
     finally:
         await asyncio.to_thread(spool.close)
 
 
-async def form_of_request(request: Request, settings: SettingsDep) -> AsyncIterator[Form]:
-    """The form of a request that must be one."""
-    async with read_form(request, FormLimits.from_settings(settings)) as form:
+async def form_of_request(request: Request, settings: SettingsDep, once: OnceDep) -> AsyncIterator[Form]:
+    """The form of a creating request that must be one."""
+    async with read_form(request, FormLimits.from_settings(settings), digest=once.digest) as form:
         yield form
 
 
@@ -162,9 +169,10 @@ async def _feed(request: Request, boundary: bytes, parts: "_Parts", max_bytes: i
 class _Parts:
     """Collects what the parser finds."""
 
-    def __init__(self, spool: Spool, limits: FormLimits) -> None:
+    def __init__(self, spool: Spool, limits: FormLimits, digest: RequestDigest | None) -> None:
         self._spool = spool
         self._limits = limits
+        self._digest = digest
         self._fields: dict[str, str] = {}
         self._files: list[tuple[str, str, int, int]] = []
         self._is_complete = False
@@ -177,6 +185,7 @@ class _Parts:
         self._filename: str | None = None
         self._start = self._spool.num_bytes + len(self.unwritten)
         self._value = bytearray()
+        self._sha256 = hashlib.sha256()
 
     def begin_header(self) -> None:
         self._header_name, self._header_value = b"", b""
@@ -204,10 +213,13 @@ class _Parts:
             self._check_count(len(self._fields), self._limits.max_fields)
 
     def add_data(self, data: bytes, start: int, end: int) -> None:
+        piece = memoryview(data)[start:end]
+        if self._digest is not None:
+            self._sha256.update(piece)
         if self._filename is not None:
-            self.unwritten += memoryview(data)[start:end]
+            self.unwritten += piece
             return
-        self._value += memoryview(data)[start:end]
+        self._value += piece
         if len(self._value) > self._limits.max_field_bytes:
             raise PayloadTooLarge("payload_too_large", f"A field may have {self._limits.max_field_bytes} bytes.")
 
@@ -217,6 +229,7 @@ class _Parts:
             # A browser sends an empty part without a name for a file input that nobody used.
             if self._filename or num_bytes:
                 self._files.append((self._name, self._filename, self._start, num_bytes))
+                self._add_to_digest()
             return
         if self._name in self._fields:
             raise InvalidInput("repeated_parameter", "A field of the form is given more than once.")
@@ -224,6 +237,7 @@ class _Parts:
             self._fields[self._name] = self._value.decode("utf-8")
         except UnicodeDecodeError as e:
             raise MalformedRequest("invalid_encoding", "A field of the form is not UTF-8.") from e
+        self._add_to_digest()
 
     def end_form(self) -> None:
         self._is_complete = True
@@ -243,6 +257,10 @@ class _Parts:
                 for name, filename, start, num_bytes in self._files
             ],
         )
+
+    def _add_to_digest(self) -> None:
+        if self._digest is not None:
+            self._digest.add_part(self._name, self._filename, self._sha256.hexdigest())
 
     def _check_count(self, count: int, most: int) -> None:
         if count >= most:

@@ -8,6 +8,7 @@ from app.classifiers.messages import ClassifierView, NewClassifier
 from app.classifiers.store import ClassifierStore
 from app.database import read_only
 from app.exceptions import NotFound
+from app.idempotency.recorder import Recorder, unrecorded
 from app.ids import is_id, new_id
 from app.inference.catalog import ModelCatalog
 from app.inference.classes import ClassList, class_list_from_rows, class_list_to_rows
@@ -23,7 +24,14 @@ class ClassifierService:
         self._predictor = predictor
         self._catalog = catalog
 
-    def create_zero_shot(self, classes: ClassList, *, base_model: str | None, name: str | None) -> ClassifierView:
+    def create_zero_shot(
+        self,
+        classes: ClassList,
+        *,
+        base_model: str | None,
+        name: str | None,
+        record: Recorder[ClassifierView] = unrecorded,
+    ) -> ClassifierView:
         """Make a classifier from text; it is ready when this returns. Raises `InvalidInput` and `Unavailable`."""
         source = self.zero_shot_source(classes, base_model=base_model)
         self._predictor.load(source)
@@ -36,18 +44,18 @@ class ClassifierService:
             templates=rows.templates,
         )
         with self._sessions.begin() as session:
-            ClassifierStore(session).add_zero_shot(new)
-        return self.get(new.id)
+            store = ClassifierStore(session)
+            store.add_zero_shot(new)
+            classifier = _found(store.get(new.id))
+            record(session, classifier)
+        return classifier
 
     def get(self, classifier_id: str) -> ClassifierView:
         """The classifier of an id; raises `NotFound`."""
         if not is_id("clf", classifier_id):
             raise NotFound
         with read_only(self._sessions) as session:
-            found = ClassifierStore(session).get(classifier_id)
-        if found is None:
-            raise NotFound
-        return found
+            return _found(ClassifierStore(session).get(classifier_id))
 
     def list(self, *, limit: int, after: str | None) -> Sequence[ClassifierView]:
         """A page of classifiers, newest first; raises `MalformedRequest` ``invalid_cursor``."""
@@ -73,3 +81,9 @@ class ClassifierService:
         """The unadapted classifier of the same base model and classes."""
         classes = class_list_from_rows(classifier.classes, classifier.templates)
         return ZeroShotSource(classifier.base_model, classes.classes, classes.templates)
+
+
+def _found(classifier: ClassifierView | None) -> ClassifierView:
+    if classifier is None:
+        raise NotFound
+    return classifier

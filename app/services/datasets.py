@@ -7,9 +7,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.database import read_only
-from app.datasets.messages import DatasetView, IngestedDataset, RejectedRow
+from app.datasets.messages import DatasetView, IngestedDataset, NewDataset, RejectedRow
 from app.datasets.store import DatasetStore
 from app.exceptions import Conflict, InvalidInput, NotFound
+from app.idempotency.recorder import Recorder, unrecorded
 from app.ids import is_id, new_id
 from app.ingest.ingest import Ingestor
 from app.ingest.manifest import AcceptedImage
@@ -28,22 +29,39 @@ class DatasetService:
         self._sessions = sessions
         self._ingestor = ingestor
 
-    def create(self, uploads: Sequence[Upload], *, name: str | None = None) -> IngestedDataset:
+    def create(
+        self,
+        uploads: Sequence[Upload],
+        *,
+        name: str | None = None,
+        record: Recorder[IngestedDataset] = unrecorded,
+    ) -> IngestedDataset:
         """Make a dataset of archives or image files. Without a name it is called like its first file.
 
         Raises as `Ingestor.ingest` does.
         """
-        chosen = _name(name, uploads)
-        report = self._ingestor.ingest(uploads)
-        dataset_id = new_id("ds")
+        new = self.take_in(uploads, name=name)
         with self._sessions.begin() as session:
-            store = DatasetStore(session)
-            store.add(dataset_id, chosen)
-            num_added = store.extend(dataset_id, report)
-            dataset = _found(store.get(dataset_id))
-        return IngestedDataset(dataset=dataset, num_added=num_added, rejected=report.rejected)
+            done = self.add(session, new)
+            record(session, done)
+        return done
 
-    def append(self, dataset_id: str, uploads: Sequence[Upload]) -> IngestedDataset:
+    def take_in(self, uploads: Sequence[Upload], *, name: str | None = None) -> NewDataset:
+        """The long part of `create`: nobody sees anything of it until `add`. Raises as `Ingestor.ingest` does."""
+        chosen = _name(name, uploads)
+        return NewDataset(id=new_id("ds"), name=chosen, report=self._ingestor.ingest(uploads))
+
+    def add(self, session: Session, new: NewDataset) -> IngestedDataset:
+        """The short part of `create`, in a transaction of the caller's, who makes more with it."""
+        store = DatasetStore(session)
+        store.add(new.id, new.name)
+        num_added = store.extend(new.id, new.report)
+        dataset = _found(store.get(new.id))
+        return IngestedDataset(dataset=dataset, num_added=num_added, rejected=new.report.rejected)
+
+    def append(
+        self, dataset_id: str, uploads: Sequence[Upload], *, record: Recorder[IngestedDataset] = unrecorded
+    ) -> IngestedDataset:
         """Add images; those it has already are counted as duplicates.
 
         Jobs that were claimed before keep the images of their time. Raises `NotFound`, and as `Ingestor.ingest` does.
@@ -56,7 +74,9 @@ class DatasetService:
                 raise NotFound
             num_added = store.extend(dataset_id, report)
             dataset = _found(store.get(dataset_id))
-        return IngestedDataset(dataset=dataset, num_added=num_added, rejected=report.rejected)
+            done = IngestedDataset(dataset=dataset, num_added=num_added, rejected=report.rejected)
+            record(session, done)
+        return done
 
     def get(self, dataset_id: str) -> DatasetView:
         """One dataset. Raises `NotFound`."""

@@ -21,6 +21,7 @@ from app.ingest.ingest import IngestLimits, Ingestor
 from app.middleware import RequestIdMiddleware
 from app.routes import datasets
 from app.services.datasets import DatasetService
+from app.services.idempotency import IdempotencyService
 from app.storage import LocalBlobStore
 from app.tables import Job
 from tests.support import archives as make
@@ -44,7 +45,9 @@ def client(settings: Settings, sessions: sessionmaker[Session], decoder: Decoder
     storage = LocalBlobStore(Path(settings.resolved_storage_url))
     ingestor = Ingestor(storage=storage, decoder=decoder, limits=IngestLimits.from_settings(settings))
     service = DatasetService(sessions=sessions, ingestor=ingestor)
-    app.state.services = SimpleNamespace(settings=settings, datasets=service)
+    app.state.services = SimpleNamespace(
+        settings=settings, datasets=service, idempotency=IdempotencyService(sessions=sessions)
+    )
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 

@@ -1,0 +1,1 @@
+"""Creating requests that happen once however often they are sent."""

@@ -26,6 +26,8 @@ from app.database import (
     schema_change,
 )
 from app.exceptions import Conflict
+from app.idempotency.messages import Answer, Hold, KeyedRequest
+from app.idempotency.store import IdempotencyStore
 from app.jobs.fleet import Presence
 from app.jobs.ledger import Ledger
 from app.jobs.messages import Publication, Scheduling
@@ -244,6 +246,33 @@ def test_jobs_from_before_scheduling_are_the_default_tenants_and_unlimited(empty
     assert not Ledger(sessions).beat(claim, timedelta(seconds=60)).runtime_exceeded
     assert Ledger(sessions).release(claim) is JobStatus.QUEUED
     assert read_job(sessions, running).runtime_s == 0, "nobody knows since when it ran"
+    engine.dispose()
+
+
+def test_idempotency_keys_go_with_a_downgrade_and_nothing_else_does(empty_url: str) -> None:
+    """Down and up again with data: an answered key, one at work, a job."""
+    engine = make_engine(empty_url)
+    migrate(engine)
+    sessions = make_sessionmaker(engine)
+    job_id = add_job(sessions)
+    requests = [KeyedRequest(tenant="t", key=key, digest="0") for key in "ab"]
+
+    def claim() -> list[Hold | Answer]:
+        with sessions.begin() as session:
+            return [IdempotencyStore(session).claim(each, "token", timedelta(seconds=60)) for each in requests]
+
+    answered, _ = claim()
+    assert isinstance(answered, Hold)
+    with sessions.begin() as session:
+        IdempotencyStore(session).complete(answered, Answer(status_code=201, headers={}, body="{}"))
+
+    downgrade(engine, "0006")
+    with engine.connect() as connection:
+        assert "idempotency_keys" not in inspect(connection).get_table_names()
+
+    migrate(engine)
+    assert all(isinstance(each, Hold) for each in claim()), "nobody used them"
+    assert read_job(sessions, job_id).id == job_id
     engine.dispose()
 
 

@@ -4,14 +4,16 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.database import now_plus
+from app.idempotency.messages import KeyedRequest
+from app.idempotency.store import IdempotencyStore
 from app.jobs.ledger import Ledger
 from app.jobs.messages import JobError, Publication
 from app.jobs.status import JobStatus
-from app.tables import Job
+from app.tables import IdempotencyKey, Job
 from tests.support.jobs import add_job, read_job
 from worker import runs
 from worker.sweeper import Sweeper
@@ -94,3 +96,14 @@ def test_earlier_checkpoints_are_found_newest_attempt_first(tmp_path: Path) -> N
     found = runs.earlier_checkpoints(tmp_path, "job_1", 11)
     assert [path.parent.name for path in found] == ["attempt-10", "attempt-2", "attempt-1"]
     assert runs.earlier_checkpoints(tmp_path, "job_2", 1) == []
+
+
+def test_idempotency_keys_are_forgotten_once_their_time_is_over(
+    sessions: sessionmaker[Session], tmp_path: Path
+) -> None:
+    with sessions.begin() as session:
+        for key, lock in (("over", -LEASE), ("held", LEASE)):
+            IdempotencyStore(session).claim(KeyedRequest(tenant="t", key=key, digest="0"), "token", lock)
+    make(sessions, tmp_path).tidy()
+    with sessions.begin() as session:
+        assert session.scalars(select(IdempotencyKey.key)).all() == ["held"]

@@ -19,7 +19,7 @@ from app.jobs.logs import JobLogStore
 from app.jobs.messages import Beat, Claim, EventType, JobError, Publication, Report
 from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
-from app.jobs.turns import Terms, attempts_left, is_claimable, is_dropped, is_this_ones_turn, next_job
+from app.jobs.turns import Terms, attempts_left, is_claimable, is_dropped, is_silent, is_this_ones_turn, next_job
 from app.tables import Classifier, DatasetImage, Job, JobReport
 
 QUEUED = JobStatus.QUEUED.value
@@ -245,9 +245,9 @@ class ClaimStore:
         query = select(DatasetImage.sha256).where(DatasetImage.dataset_id == dataset_id)
         return self._session.scalars(query.order_by(DatasetImage.position)).all()
 
-    def fail_exhausted(self) -> Sequence[str]:
-        """Fail running jobs whose lease ran out in their last attempt. Returns their ids."""
-        dead = and_(Job.status == RUNNING, Job.lease_until < now_utc(), ~attempts_left())
+    def fail_exhausted(self, job_ids: Collection[str]) -> Sequence[str]:
+        """Fail those of these jobs that are `silent` in their last attempt. Returns their ids."""
+        dead = and_(is_silent(), ~attempts_left(), Job.id.in_(job_ids))
         values = {"status": JobStatus.FAILED.value, "error": WORKER_LOST.to_dict()}
         return self._sweep(dead, values, JobStatus.FAILED, WORKER_LOST.message)
 
@@ -257,12 +257,12 @@ class ClaimStore:
         values = {"status": JobStatus.FAILED.value, "error": PENDING_TOO_LONG.to_dict()}
         return self._sweep(late, values, JobStatus.FAILED, PENDING_TOO_LONG.message)
 
-    def dropped(self) -> Sequence[str]:
-        """Ids of running jobs whose lease ran out, with attempts left."""
-        return self._session.scalars(select(Job.id).where(is_dropped()).order_by(Job.id)).all()
+    def silent(self) -> Sequence[str]:
+        """Ids of running jobs whose lease ran out."""
+        return self._session.scalars(select(Job.id).where(is_silent()).order_by(Job.id)).all()
 
     def requeue_dropped(self, job_ids: Collection[str]) -> Sequence[str]:
-        """Queue those of these jobs that are `dropped`. Returns their ids."""
+        """Queue those of these jobs that are `silent` with attempts left. Returns their ids."""
         dead = and_(is_dropped(), Job.id.in_(job_ids))
         values = {
             "status": JobStatus.QUEUED.value,

@@ -79,6 +79,17 @@ def training_end(session: Session, job_id: str) -> tuple[EventType, Mapping[str,
     return None
 
 
+def claims_before_resumes(session: Session, job_id: str) -> list[int]:
+    """For each time that the job was resumed, how often workers had taken it until then."""
+    resumes, num_claims, before = [], 0, JobStatus.QUEUED
+    for change in status_changes(session, [job_id])[job_id]:
+        num_claims += change.status is JobStatus.RUNNING
+        if before.is_terminal:
+            resumes.append(num_claims)
+        before = change.status
+    return resumes
+
+
 def status_changes(session: Session, job_ids: Sequence[str]) -> dict[str, tuple[StatusChange, ...]]:
     """Each job's history, oldest first."""
     query = (

@@ -150,18 +150,19 @@ class Ledger:
 
         Any number of sweepers may run: each job is moved once.
 
-        A dead worker's job that has attempts left is told of as ``silent``, and `claim` takes it as it is. When nobody
-        does until the next sweep, which is given it as ``silent_before``, it is queued. Not sooner, for after an outage
-        of the database all leases have run out, and the workers' beats are on their way.
+        A running job whose lease has run out is told of as ``silent``; one with attempts left `claim` takes as it is.
+        When it still is so at the next sweep, which is given it as ``silent_before``, it is queued, or failed when it
+        has no attempts left. Not sooner, for after an outage of the database all leases have run out, and the workers'
+        beats are on their way.
         """
         with self._write() as session:
             store = ClaimStore(session)
             return Swept(
-                failed=tuple(store.fail_exhausted()),
+                failed=tuple(store.fail_exhausted(silent_before)) if silent_before else (),
                 cancelled=tuple(store.finish_cancelling()),
                 expired=tuple(store.fail_expired()),
                 requeued=tuple(store.requeue_dropped(silent_before)) if silent_before else (),
-                silent=tuple(store.dropped()),
+                silent=tuple(store.silent()),
             )
 
     def check_in(self, presence: Presence, again_within: timedelta) -> None:

@@ -7,6 +7,7 @@ docs/decisions/012-job-logs.md.
 """
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +16,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from app.database import now_utc
+from app.jobs.events import claims_before_resumes
 from app.jobs.messages import Claim, LogEntry, LogLine, LogStream
 from app.log import escape_controls
 from app.tables import JobLogChunk
@@ -82,26 +84,28 @@ class JobLogStore:
         chunks = self._session.scalars(
             select(JobLogChunk).where(JobLogChunk.job_id == job_id).order_by(JobLogChunk.number)
         ).all()
-        return list(_entries(chunks))
+        return list(_entries(chunks, claims_before_resumes(self._session, job_id) if chunks else ()))
 
 
-def _entries(chunks: Sequence[JobLogChunk]) -> Iterator[LogEntry]:
+def _entries(chunks: Sequence[JobLogChunk], resumes: Sequence[int]) -> Iterator[LogEntry]:
     expected = 1
     for chunk in chunks:
+        num_resumed = bisect_left(resumes, chunk.attempt)
         if chunk.first_line > expected:
             text = f"{chunk.first_line - expected} lines are not kept: the log was longer than it may be"
-            yield _entry(chunk, chunk.first_line - 1, [chunk.lines[0][0], LogStream.NOTE.value, text])
+            yield _entry(chunk, num_resumed, chunk.first_line - 1, [chunk.lines[0][0], LogStream.NOTE.value, text])
         for offset, line in enumerate(chunk.lines):
-            yield _entry(chunk, chunk.first_line + offset, line)
+            yield _entry(chunk, num_resumed, chunk.first_line + offset, line)
         expected = chunk.first_line + chunk.num_lines
 
 
-def _entry(chunk: JobLogChunk, number: int, line: Sequence[Any]) -> LogEntry:
+def _entry(chunk: JobLogChunk, num_resumed: int, number: int, line: Sequence[Any]) -> LogEntry:
     milliseconds, stream, text = line
     return LogEntry(
         line=number,
         claim=chunk.attempt,
         attempt=chunk.ordinal,
+        num_resumed=num_resumed,
         at=datetime.fromtimestamp(milliseconds / 1000, UTC),
         stream=LogStream(stream),
         text=text,

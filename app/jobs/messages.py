@@ -224,6 +224,8 @@ class LogEntry:
     claim: int
     """The fence of its attempt: another one is another process."""
     attempt: int
+    num_resumed: int
+    """How often the job had been resumed before: each time its attempts count anew."""
     at: datetime
     stream: LogStream
     text: str
@@ -265,8 +267,9 @@ class Publication:
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """What one sweep ended: ids of jobs whose workers died for good, and of those that waited too long. And jobs with
-    attempts left whose workers do not answer: queued again, or ``silent`` and to be seen again."""
+    """What one sweep ended: ids of jobs whose workers died in the last attempt, of those that were to be cancelled, of
+    those that waited too long, and of those that are queued again. And ``silent``: running jobs whose workers do not
+    answer, to be looked at again."""
 
     failed: tuple[str, ...] = ()
     cancelled: tuple[str, ...] = ()

@@ -128,9 +128,14 @@ def is_due(job: type[Job] = Job) -> ColumnElement[bool]:
     return and_(is_queued(job), job.available_at <= now_utc())
 
 
+def is_silent() -> ColumnElement[bool]:
+    """Its worker has not been heard of for longer than its lease."""
+    return and_(Job.status == _RUNNING, Job.lease_until < now_utc())
+
+
 def is_dropped() -> ColumnElement[bool]:
     """Its worker died, and attempts are left."""
-    return and_(Job.status == _RUNNING, Job.lease_until < now_utc(), attempts_left())
+    return and_(is_silent(), attempts_left())
 
 
 def is_claimable() -> ColumnElement[bool]:

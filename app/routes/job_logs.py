@@ -84,6 +84,14 @@ def _as_text(found: Sequence[LogEntry], entries: Sequence[LogEntry]) -> Iterator
     for entry in found:
         if entry.claim != claim:
             claim = entry.claim
-            went_on = any(e.attempt == entry.attempt and e.claim < claim for e in entries)
-            yield f"=== attempt {entry.attempt}{', continued' if went_on else ''} ==="
+            yield f"=== attempt {entry.attempt}{_beginning(entry, entries)} ==="
         yield f"{entry.at:%Y-%m-%dT%H:%M:%S}Z {entry.stream.value} {entry.text}"
+
+
+def _beginning(entry: LogEntry, entries: Sequence[LogEntry]) -> str:
+    """How the attempt began, if that is not with its first process."""
+    before = [e for e in entries if e.claim < entry.claim]
+    if entry.num_resumed > max((e.num_resumed for e in before), default=0):
+        return ", resumed"
+    same = any(e.attempt == entry.attempt and e.num_resumed == entry.num_resumed for e in before)
+    return ", continued" if same else ""

@@ -21,7 +21,7 @@ NUM_LINES = 251
 
 def queued(settings: Settings) -> str:
     engine = make_engine(settings.resolved_database_url)
-    job_id = add_job(make_sessionmaker(engine))
+    job_id = add_job(make_sessionmaker(engine), classes=[{"name": "cat"}, {"name": "dog"}])
     engine.dispose()
     return job_id
 
@@ -63,6 +63,30 @@ def test_as_text_with_a_heading_for_each_process(client: TestClient, job_id: str
     assert len(lines) == NUM_LINES + 3
     assert lines[1].endswith("Z stderr first 1")
     assert lines[-1].endswith(r" <script>\x1b[2J</script>\n= another ===")
+
+
+def test_a_resume_is_no_continuation(client: TestClient, settings: Settings, ledger: Ledger) -> None:
+    """Its attempts count anew; what follows a stop within it goes on, as before."""
+    job_id = queued(settings)
+    for end in ("fail", "release", "retry", "fail"):
+        claim = take(ledger, job_id)
+        ledger.report(claim, Report(log=(line(1, end),)))
+        if end == "release":
+            ledger.release(claim)
+        elif end == "retry":
+            ledger.retry_later(claim, JobError(code="c", message="m"), timedelta(0))
+        else:
+            ledger.fail(claim, JobError(code="c", message="m"))
+            assert client.post(f"/jobs/{job_id}/resume").status_code == 202
+    ledger.report(take(ledger, job_id), Report(log=(line(1, "last"),)))
+    lines = client.get(f"/jobs/{job_id}/log").text.splitlines()
+    assert [each for each in lines if each.startswith("===")] == [
+        "=== attempt 1 ===",
+        "=== attempt 1, resumed ===",
+        "=== attempt 1, continued ===",
+        "=== attempt 2 ===",
+        "=== attempt 1, resumed ===",
+    ]
 
 
 def test_as_json_with_attempt_time_and_stream(client: TestClient, job_id: str) -> None:

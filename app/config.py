@@ -119,6 +119,22 @@ class Settings(BaseSettings):
     max_job_log_bytes: Annotated[ByteSize, Field(ge=128 * 1024)] = ByteSize(512 * 1024)
     """How much is kept of a job's log, all attempts together: the beginning and the end of what its trainers wrote."""
 
+    housekeeping_interval: Duration = timedelta(hours=1)
+    """How often garbage is looked for: blobs that nothing refers to, history older than it is kept. One worker does it
+    for all."""
+
+    blob_grace: Annotated[Duration, Field(ge=timedelta(minutes=1))] = timedelta(hours=24)
+    """How long a blob that nothing refers to is kept after it was stored. Has to be longer than an upload or a worker
+    takes from its last byte to its commit, or what was just stored is lost: where in doubt, longer."""
+
+    checkpoint_retention: Duration = timedelta(days=7)
+    """How long the checkpoints of a failed or cancelled job wait for somebody to resume it. Those of a job that
+    succeeded go at once."""
+
+    history_retention: Duration = timedelta(days=90)
+    """How long a finished job keeps its metrics and phases (the curves of its report), its log and, on workers,
+    ``trainer.log``. When its status moved, its verdict and its report are kept for good."""
+
     worker_concurrency: Annotated[int, Field(ge=1)] = 1
     """Jobs that one worker process supervises at a time."""
 

@@ -2,6 +2,7 @@
 
 A stored blob is whole or absent, also after a power cut. Bytes are staged aside first; a batch makes everything it
 keeps durable with two passes over the file system instead of two per file, and leaves nothing behind when it fails.
+How blobs go again is in docs/decisions/014-garbage-and-backups.md.
 """
 
 import errno
@@ -11,21 +12,27 @@ import secrets
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 import fsspec
 
+from app.aside import Aside, put_back
 from app.exceptions import Unavailable
 from app.files import entries, link_or_copy, modified, sync, touch
 
+_T = TypeVar("_T")
+
 _CHUNK = 1 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_HEX = "0123456789abcdef"
+_LOOKS = 3
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _RETRY_AFTER_S = 30
 
@@ -123,7 +130,7 @@ class BlobStore(ABC):
     """Content-addressed bytes.
 
     Full disk: `Unavailable` ``storage_full``; any other failure of the medium: ``storage_unavailable``. Storing bytes
-    that are already there makes them young again, so that a sweeper's grace period starts anew.
+    that are already there makes them young again, so that a collector's grace period starts anew.
     """
 
     def __init__(self, staging: Path) -> None:
@@ -210,11 +217,26 @@ class BlobStore(ABC):
 
     @abstractmethod
     def delete(self, sha256: str) -> None:
-        """Remove a blob; it may already be gone."""
+        """Remove a blob, whoever may be about to refer to it; it may already be gone."""
 
     @abstractmethod
     def stored(self) -> Iterator[tuple[str, datetime]]:
-        """Every blob's sha256 and when it was last stored, in no order: what a sweeper goes through."""
+        """Every blob's sha256 and when it was last stored, in no order: what a collector goes through."""
+
+    @abstractmethod
+    def clock(self) -> datetime:
+        """What time it is where the blobs are: `stored` and `discard` go by the same clock."""
+
+    @abstractmethod
+    def discard(self, sha256: str, *, unless_stored_since: datetime) -> bool:
+        """Remove a blob unless it was stored, or stored again, since that time. Returns whether this call removed it.
+
+        Whoever stores it at the same time ends with a blob that is there.
+        """
+
+    @abstractmethod
+    def recover(self) -> None:
+        """Undo what a process that was killed within `discard` left half done. Safe at any time."""
 
     @abstractmethod
     def _publish(self, blobs: Sequence[StagedBlob]) -> None:
@@ -227,30 +249,68 @@ class LocalBlobStore(BlobStore):
     def __init__(self, root: Path) -> None:
         super().__init__(root / "staging")
         self._root = root
+        self._aside = Aside(root / "aside")
 
     def open(self, sha256: str) -> BinaryIO:
         with _disk():
-            return self._path(sha256).open("rb")
+            return self._look(sha256, lambda path: path.open("rb"))
 
     def local_path(self, sha256: str) -> Path:
-        path = self._path(sha256)
-        if not path.is_file():
-            raise BlobMissing
-        return path
+        with _disk():
+            return self._look(sha256, _existing)
 
     def exists(self, sha256: str) -> bool:
-        return self._path(sha256).is_file()
+        try:
+            self.local_path(sha256)
+        except BlobMissing:
+            return False
+        return True
 
     def delete(self, sha256: str) -> None:
         with _disk():
             self._path(sha256).unlink(missing_ok=True)
 
     def stored(self) -> Iterator[tuple[str, datetime]]:
-        for outer in entries(self._root):
-            if outer == self._staging:
-                continue
-            for path in (p for inner in entries(outer) for p in entries(inner)):
-                yield path.name, datetime.fromtimestamp(modified(path), UTC)
+        for a, b in product(_HEX, _HEX):
+            for path in (p for inner in entries(self._root / f"{a}{b}") for p in entries(inner)):
+                yield path.name, _stored_at(path)
+
+    def clock(self) -> datetime:
+        probe = self._root / "clock"
+        with _disk():
+            self._root.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            return _stored_at(probe)
+
+    def discard(self, sha256: str, *, unless_stored_since: datetime) -> bool:
+        place = self._path(sha256)
+        with _disk():
+            if _stored_at(place) >= unless_stored_since or (taken := self._aside.take(place)) is None:
+                return False
+            # It may have been stored again just before it was taken. From now on nobody can: they find no file, and
+            # store a copy of their own.
+            if _stored_at(taken) >= unless_stored_since:
+                put_back(taken, place)
+                return False
+            taken.unlink(missing_ok=True)
+        return True
+
+    def recover(self) -> None:
+        with _disk():
+            for name, taken in self._aside.files():
+                if _SHA256.fullmatch(name):
+                    put_back(taken, self._path(name))
+
+    def _look(self, sha256: str, look: Callable[[Path], _T]) -> _T:
+        """Look at a blob's file. Where it is not, a `discard` may have it aside that puts it back, or was killed."""
+        path = self._path(sha256)
+        for _ in range(_LOOKS):
+            with suppress(FileNotFoundError):
+                return look(path)
+            for name, taken in self._aside.files():
+                if name == sha256:
+                    put_back(taken, path)
+        return look(path)
 
     def _path(self, sha256: str) -> Path:
         return self._root / _key(sha256)
@@ -258,6 +318,8 @@ class LocalBlobStore(BlobStore):
     def _publish(self, blobs: Sequence[StagedBlob]) -> None:
         # What is there already stays: a second copy need not reach the disk, where removing it would be slow.
         new = [blob for blob in blobs if not self._renew(blob.sha256)]
+        for blob in new:
+            touch(blob.path)  # its age counts from now, not from when its bytes arrived
         sync([blob.path for blob in new])
         folders: set[Path] = set()
         for blob in new:
@@ -315,12 +377,44 @@ class RemoteBlobStore(BlobStore):
             (self._cache / _key(sha256)).unlink(missing_ok=True)
 
     def stored(self) -> Iterator[tuple[str, datetime]]:
+        for a, b in product(_HEX, _HEX):  # one answer of a million names would not fit
+            with _disk():
+                self._fs.invalidate_cache()
+                found: dict[str, dict[str, Any]] = self._fs.find(f"{self._root}/{a}{b}", detail=True)
+            for name, details in found.items():
+                sha256 = name.rpartition("/")[2]
+                if _SHA256.fullmatch(sha256):
+                    yield sha256, self._modified(name, details)
+
+    def clock(self) -> datetime:
+        probe = f"{self._root}/clock"
         with _disk():
-            found: dict[str, dict[str, Any]] = self._fs.find(self._root, detail=True)
-        for name in found:
-            sha256 = name.rpartition("/")[2]
-            if _SHA256.fullmatch(sha256):
-                yield sha256, self._fs.modified(name)
+            self._fs.makedirs(self._root, exist_ok=True)
+            self._fs.pipe_file(probe, b"")
+        return self._modified(probe)
+
+    def discard(self, sha256: str, *, unless_stored_since: datetime) -> bool:
+        # Objects cannot be taken aside. One that is stored again between this look and its removal is lost; what that
+        # takes is in docs/decisions/014-garbage-and-backups.md.
+        try:
+            if self._modified(self._remote(sha256)) >= unless_stored_since:
+                return False
+        except BlobMissing:
+            return False
+        self.delete(sha256)
+        return True
+
+    def recover(self) -> None:
+        pass
+
+    def _modified(self, name: str, details: Mapping[str, Any] | None = None) -> datetime:
+        """When an object was stored; ``details`` of a listing save asking again where they tell it."""
+        found = (details or {}).get("LastModified")
+        if not isinstance(found, datetime):
+            with _disk():
+                self._fs.invalidate_cache()  # what a listing said a while ago is no answer
+                found = cast(datetime, self._fs.modified(name))
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found
 
     def _remote(self, sha256: str) -> str:
         return f"{self._root}/{_key(sha256)}"
@@ -380,6 +474,16 @@ def make_storage(url: str, cache_dir: Path) -> BlobStore:
         return LocalBlobStore(Path(url))
     filesystem, root = fsspec.url_to_fs(url)
     return RemoteBlobStore(filesystem, root, cache_dir)
+
+
+def _stored_at(path: Path) -> datetime:
+    return datetime.fromtimestamp(modified(path), UTC)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such blob", str(path))
+    return path
 
 
 def _key(sha256: str) -> str:

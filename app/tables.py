@@ -90,7 +90,7 @@ class DatasetImage(Base):
 
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    sha256: Mapped[str] = mapped_column(Sha256)
+    sha256: Mapped[str] = mapped_column(Sha256, index=True)
     filename: Mapped[str] = mapped_column(String(255))
     format: Mapped[str] = mapped_column(String(8))
     width: Mapped[int]
@@ -209,6 +209,26 @@ class Worker(Base):
     """Most GPUs that one job can get of it."""
     expected_until: Mapped[datetime]
     """It says so again before then, unless it is gone."""
+
+
+class Chore(Base):
+    """Housekeeping that one worker does for all. Whoever moves ``due_at`` does it."""
+
+    __tablename__ = "chores"
+
+    name: Mapped[str] = mapped_column(String(40), primary_key=True)
+    due_at: Mapped[datetime]
+    reached: Mapped[datetime | None]
+    """For a chore that goes through jobs as they finish: it is done with those finished until then."""
+
+
+class BlobHold(Base):
+    """Somebody copies blobs by a list that may be older than the newest rows: until then, none is removed."""
+
+    __tablename__ = "blob_holds"
+
+    id: Mapped[str] = mapped_column(ObjectId, primary_key=True)
+    held_until: Mapped[datetime]
 
 
 class JobEvent(Base):

@@ -28,6 +28,7 @@ from app.storage import make_storage
 from worker.celery_app import keep_logging_as_it_is, make_celery
 from worker.devices import Devices, Owned
 from worker.embedded import EmbeddedWorker
+from worker.housekeeper import Housekeeper
 from worker.supervisor import Supervisor, SupervisorOptions
 from worker.sweeper import Sweeper
 from worker.tasks import register
@@ -44,21 +45,29 @@ def main(settings: Settings | None = None, **overrides: Any) -> int:
     settings = settings or Settings()
     engine = make_engine(settings.resolved_database_url)
     _migrate(engine)
+    sessions = make_sessionmaker(engine)
     ledger = Ledger(
-        make_sessionmaker(engine),
+        sessions,
         max_running_jobs_per_tenant=settings.max_running_jobs_per_tenant,
         max_log_bytes=settings.max_job_log_bytes,
     )
-    supervisor = Supervisor(
-        ledger=ledger,
-        storage=make_storage(settings.resolved_storage_url, settings.data_dir.absolute() / "cache"),
-        options=_options(settings, overrides),
+    storage = make_storage(settings.resolved_storage_url, settings.data_dir.absolute() / "cache")
+    supervisor = Supervisor(ledger=ledger, storage=storage, options=_options(settings, overrides))
+    housekeeper = Housekeeper(
+        sessions=sessions,
+        storage=storage,
+        runs_dir=settings.runs_dir,
+        interval=settings.housekeeping_interval,
+        blob_grace=settings.blob_grace,
+        history_retention=settings.history_retention,
     )
     _log.info("worker_started", owner=supervisor.owner, broker=settings.broker_url is not None)
+    housekeeper.start()
     if settings.broker_url is None:
         code = _run_embedded(settings, ledger, supervisor)
     else:
         code = _run_celery(settings, ledger, supervisor)
+    housekeeper.stop()
     engine.dispose()
     _log.info("worker_stopped", exit_code=code)
     return code
@@ -103,6 +112,7 @@ def _run_embedded(settings: Settings, ledger: Ledger, supervisor: Supervisor) ->
         ledger,
         interval=settings.sweep_interval,
         runs_dir=settings.runs_dir,
+        checkpoint_retention=settings.checkpoint_retention,
         presence=_presence(settings, supervisor),
     )
     worker = EmbeddedWorker(supervisor, concurrency=settings.worker_concurrency, poll_interval=settings.poll_interval)
@@ -133,6 +143,7 @@ def _run_celery(settings: Settings, ledger: Ledger, supervisor: Supervisor) -> i
         ledger,
         interval=settings.sweep_interval,
         runs_dir=settings.runs_dir,
+        checkpoint_retention=settings.checkpoint_retention,
         presence=_presence(settings, supervisor),
         send_hint=sender.send,
     )

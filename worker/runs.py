@@ -6,14 +6,13 @@ its attempt for the checkpoints in it, and the job for its log.
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from app.jobs.status import JobStatus
-
-KEEP_UNFINISHED = timedelta(days=7)
-"""How long the checkpoints of a failed or cancelled job wait for somebody to resume it."""
 
 _ATTEMPT = re.compile(r"attempt-(\d{1,9})")
 
@@ -88,11 +87,22 @@ def jobs_with_checkpoints(runs_dir: Path) -> list[str]:
     return [path.parent.parent.name for path in runs_dir.glob("job_*/attempt-*/checkpoints")]
 
 
-def may_discard(status: JobStatus, finished_ago: timedelta) -> bool:
-    """Whether nobody will want the job's checkpoints again."""
+def discard_folder(runs_dir: Path, job_id: str) -> None:
+    """Remove all that a finished job left, logs included."""
+    shutil.rmtree(runs_dir / job_id, ignore_errors=True)
+
+
+def jobs_with_folders(runs_dir: Path) -> Iterator[str]:
+    """Ids of jobs that left anything, in no order."""
+    with suppress(FileNotFoundError):
+        yield from (path.name for path in runs_dir.iterdir() if path.name.startswith("job_"))
+
+
+def may_discard(status: JobStatus, finished_ago: timedelta, retention: timedelta) -> bool:
+    """Whether nobody will want the job's checkpoints again. ``retention``: how long they wait for a resume."""
     if status is JobStatus.SUCCEEDED:
         return True
-    return status.is_terminal and finished_ago > KEEP_UNFINISHED
+    return status.is_terminal and finished_ago > retention
 
 
 def _attempts(job_folder: Path) -> list[tuple[int, Path]]:

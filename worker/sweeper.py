@@ -31,14 +31,16 @@ class Sweeper:
         *,
         interval: timedelta,
         runs_dir: Path,
+        checkpoint_retention: timedelta = timedelta(days=7),
         presence: Presence | None = None,
         send_hint: Callable[[str], bool] | None = None,
     ) -> None:
-        """``presence`` is told with each sweep. ``send_hint`` tells the broker of a job id and returns whether it took
-        it; None without a broker."""
+        """``checkpoint_retention``: how long those of unfinished jobs are kept. ``presence`` is told with each sweep.
+        ``send_hint`` tells the broker of a job id and returns whether it took it; None without a broker."""
         self._ledger = ledger
         self._interval_s = interval.total_seconds()
         self._runs_dir = runs_dir
+        self._checkpoint_retention = checkpoint_retention
         self._presence = presence
         self._send_hint = send_hint
         self._silent: tuple[str, ...] = ()
@@ -83,7 +85,7 @@ class Sweeper:
         job_ids = sorted(set(runs.jobs_with_checkpoints(self._runs_dir)))
         for first in range(0, len(job_ids), 500):
             for job_id, (status, finished_ago) in self._ledger.statuses(job_ids[first : first + 500]).items():
-                if runs.may_discard(status, finished_ago):
+                if runs.may_discard(status, finished_ago, self._checkpoint_retention):
                     runs.discard_job(self._runs_dir, job_id)
                     _log.info("run_folder_removed", job_id=job_id)
 

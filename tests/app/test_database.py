@@ -26,6 +26,7 @@ from app.database import (
     schema_change,
 )
 from app.exceptions import Conflict
+from app.housekeeping.chores import ChoreList
 from app.idempotency.messages import Answer, Hold, KeyedRequest
 from app.idempotency.store import IdempotencyStore
 from app.jobs.fleet import Presence
@@ -34,9 +35,9 @@ from app.jobs.messages import Publication, Scheduling
 from app.jobs.promotion import Promotion
 from app.jobs.status import JobStatus
 from app.jobs.store import JobStore
-from app.tables import Base, Classifier, Dataset, Job
+from app.tables import Base, Classifier, Dataset, DatasetImage, Job
 from tests.support.databases import BOTH, database_url, engine, postgres_url, sessions, sqlite_template
-from tests.support.jobs import add_job, read_job
+from tests.support.jobs import add_dataset, add_job, read_job
 from tests.support.services import postgres_database
 
 __all__ = ["database_url", "engine", "postgres_url", "sessions", "sqlite_template"]
@@ -273,6 +274,26 @@ def test_idempotency_keys_go_with_a_downgrade_and_nothing_else_does(empty_url: s
     migrate(engine)
     assert all(isinstance(each, Hold) for each in claim()), "nobody used them"
     assert read_job(sessions, job_id).id == job_id
+    engine.dispose()
+
+
+def test_housekeeping_goes_with_a_downgrade_and_datasets_stay(empty_url: str) -> None:
+    engine = make_engine(empty_url)
+    migrate(engine)
+    sessions = make_sessionmaker(engine)
+    dataset_id = add_dataset(sessions, ("a" * 64, "b" * 64))
+    assert ChoreList(sessions).take("a chore", every=timedelta(hours=1))
+
+    downgrade(engine, "0007")
+    with engine.connect() as connection:
+        assert not {"chores", "blob_holds"} & set(inspect(connection).get_table_names())
+        assert "ix_dataset_images_sha256" not in {i["name"] for i in inspect(connection).get_indexes("dataset_images")}
+
+    migrate(engine)
+    with sessions.begin() as session:
+        images = session.scalars(select(DatasetImage.sha256).where(DatasetImage.dataset_id == dataset_id)).all()
+    assert sorted(images) == ["a" * 64, "b" * 64]
+    assert ChoreList(sessions).take("a chore", every=timedelta(hours=1)), "nobody knows any more when it was done"
     engine.dispose()
 
 

@@ -4,10 +4,9 @@ import errno
 import hashlib
 import io
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -155,6 +154,34 @@ def test_storing_again_makes_young(tmp_path: Path) -> None:
     assert datetime.now(UTC) - at < timedelta(minutes=1)
 
 
+def test_age_counts_from_when_a_blob_is_in_its_place(tmp_path: Path) -> None:
+    """An upload may take hours from its first byte to its last."""
+    store = LocalBlobStore(tmp_path)
+    with store.batch() as batch:
+        batch.put_stream(io.BytesIO(b"x"))
+        os.utime(batch.kept[0].path, (1, 1))
+    ((_, at),) = store.stored()
+    assert datetime.now(UTC) - at < timedelta(minutes=1)
+
+
+def test_the_clock_is_that_of_the_blobs(store: BlobStore) -> None:
+    before = store.clock()
+    store.put_stream(io.BytesIO(b"x"))
+    ((_, at),) = store.stored()
+    assert before <= at <= store.clock()
+
+
+def test_blobs_are_discarded_by_age(store: BlobStore) -> None:
+    sha256 = store.put_stream(io.BytesIO(b"x")).sha256
+    ((_, at),) = store.stored()
+    assert not store.discard(sha256, unless_stored_since=at)
+    assert store.discard(sha256, unless_stored_since=at + timedelta(milliseconds=1))
+    assert not store.discard(sha256, unless_stored_since=at + timedelta(hours=1)), "it is gone"
+    assert not store.exists(sha256)
+    store.recover()
+    assert not store.exists(sha256)
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [(errno.ENOSPC, "storage_full"), (errno.EDQUOT, "storage_full"), (errno.EROFS, "storage_unavailable")],
@@ -197,28 +224,31 @@ def test_staging_of_killed_processes_is_removed(tmp_path: Path) -> None:
     assert (old.exists(), young.exists()) == (False, True)
 
 
-WRITER = """
-import io, os, sys
+WRITERS = """
+import io, os, random, signal, sys, time
 from pathlib import Path
 from app.storage import LocalBlobStore
 store = LocalBlobStore(Path(sys.argv[1]))
-print("ready", flush=True)
-while True:
-    with store.batch() as batch:
-        for _ in range(3):
-            batch.put_stream(io.BytesIO(os.urandom(200_000)))
+
+def write():
+    while True:
+        with store.batch() as batch:
+            for _ in range(2):
+                batch.put_stream(io.BytesIO(os.urandom(30_000)))
+            batch.put_stream(io.BytesIO(bytes([random.randrange(5)]) * 70_000))  # there already, mostly
+
+for _ in range(int(sys.argv[2])):
+    writer = os.fork()
+    if writer == 0:
+        write()
+    time.sleep(random.uniform(0, 0.03))
+    os.kill(writer, signal.SIGKILL)
+    os.waitpid(writer, 0)
 """
 
 
-def kill_writers(store: LocalBlobStore, root: Path, times: int) -> int:
-    """Kill a writing process at odd moments; returns how many stored blobs are not whole."""
-    for n in range(times):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(root)], stdout=subprocess.PIPE)
-        assert writer.stdout is not None
-        writer.stdout.readline()
-        time.sleep(0.005 + 0.007 * n)
-        writer.send_signal(signal.SIGKILL)
-        writer.communicate()
+def num_broken(store: LocalBlobStore) -> int:
+    """How many stored blobs are not whole."""
     broken = 0
     for sha256, _ in store.stored():
         try:
@@ -229,9 +259,12 @@ def kill_writers(store: LocalBlobStore, root: Path, times: int) -> int:
 
 
 def test_killed_writers_leave_whole_blobs(tmp_path: Path) -> None:
+    """300 of them, at any moment."""
     store = LocalBlobStore(tmp_path)
-    assert kill_writers(store, tmp_path, 8) == 0
-    assert len(list(store.stored())) > 0
+    subprocess.run([sys.executable, "-c", WRITERS, str(tmp_path), "300"], check=True, timeout=200)
+    assert num_broken(store) == 0
+    assert len(list(store.stored())) > 5
+    assert leftovers(tmp_path), "some were killed while they wrote"
     store.remove_abandoned(timedelta(0))
     assert not leftovers(tmp_path)
 
@@ -242,4 +275,79 @@ def test_verify_would_notice_writing_in_place(tmp_path: Path) -> None:
     half = StagedBlob(digest(b"whole"), 5, tmp_path / "half")
     half.path.write_bytes(b"who")
     store._publish([half])
-    assert kill_writers(store, tmp_path, 0) == 1
+    assert num_broken(store) == 1
+
+
+FILL = """
+import hashlib, io, os, sys
+from pathlib import Path
+from app.exceptions import Unavailable
+from app.storage import BlobCorrupt, LocalBlobStore
+root, how = Path(sys.argv[1]), sys.argv[2]
+store = LocalBlobStore(root)
+contents = [bytes([n]) * 300_000 for n in range(12)]
+
+def put(content):
+    if how == "aside":
+        return store.put_stream(io.BytesIO(content))
+    path = store._path(hashlib.sha256(content).hexdigest())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+def failing(call, code):
+    try:
+        call()
+    except Unavailable as e:
+        assert e.code == code, e.code
+    except OSError:
+        assert how == "in_place"
+    else:
+        sys.exit("it fitted")
+
+def put_all(some):
+    with store.batch() as batch:
+        for content in some:
+            batch.put_stream(io.BytesIO(content))
+
+def names():
+    return {name for name, _ in store.stored()}
+
+def num_broken():
+    broken = 0
+    for name in names():
+        try:
+            store.verify(name)
+        except BlobCorrupt:
+            broken += 1
+    return broken
+
+failing(lambda: [put(content) for content in contents], "storage_full")
+print("broken", num_broken())
+if how == "aside":
+    before = names()
+    assert 4 <= len(before) <= 6, before
+    failing(lambda: put_all(contents[8:]), "storage_full")
+    assert names() == before
+    assert not [path for path in (root / "staging").iterdir()]
+    store.delete(before.pop())
+    put(contents[11])
+    print("broken", num_broken())
+"""
+
+
+@pytest.mark.parametrize(("how", "broken"), [("aside", ["0", "0"]), ("in_place", ["1"])])
+def test_a_disk_that_is_full(tmp_path: Path, how: str, broken: list[str]) -> None:
+    """A file system of 2 MB. Writing in place is the negative control: there half a blob must be seen."""
+    mount = f'mount -t tmpfs -o size=2m none {tmp_path} 2>/dev/null || exit 77; exec "$@"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"], check=False).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    done = subprocess.run(
+        [*command, sys.executable, "-c", FILL, str(tmp_path), how],
+        check=False,
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[1::2] == broken

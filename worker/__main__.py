@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 import structlog
-from celery import signals
+from celery import Celery, signals
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
@@ -34,6 +34,8 @@ from worker.sweeper import Sweeper
 from worker.tasks import register
 
 _log = structlog.get_logger("worker")
+
+LISTEN_AGAIN_S = 5.0
 
 
 def main(settings: Settings | None = None, **overrides: Any) -> int:
@@ -157,12 +159,27 @@ def _run_celery(settings: Settings, ledger: Ledger, supervisor: Supervisor) -> i
     signals.worker_shutting_down.connect(on_shutdown, weak=False)
     sweeper.start()
     asking.start()
-    worker = celery.Worker(without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True)
-    worker.start()  # returns after a warm shutdown, when the last job was given back
+    code = _listen(celery, supervisor)
     asking.stop()
     sweeper.stop()
     sender.close()
-    return int(worker.exitcode or 0)
+    return code
+
+
+def _listen(celery: Celery, supervisor: Supervisor) -> int:
+    """Hear hints until told to stop. Returns the exit code.
+
+    Celery waits for a broker that is away, but other things end it: a Redis that is full, a message that is none. It is
+    started anew then; jobs at work go on meanwhile, and the worker asks for others by itself.
+    """
+    while True:
+        worker = celery.Worker(without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True)
+        worker.start()  # returns after a warm shutdown, when the last job was given back
+        if supervisor.stopping:
+            return int(worker.exitcode or 0)
+        _log.error("hints_not_heard", listens_again_in_s=LISTEN_AGAIN_S)
+        if supervisor.wait_until_stopping(LISTEN_AGAIN_S):
+            return 0
 
 
 if __name__ == "__main__":

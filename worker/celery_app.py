@@ -4,13 +4,52 @@ Early acknowledgement on purpose: a job may outlast every broker's patience (vis
 and what a dead worker leaves behind is recovered by its lease, not by redelivery.
 """
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
+import structlog
 from celery import Celery, signals
+from celery.worker.consumer import Consumer
 from kombu.entity import Queue
+from kombu.exceptions import KombuError
+from kombu.message import Message
+from kombu.utils.uuid import uuid
 
 from app.config import Settings
-from app.jobs.hint import QUEUE
+from app.jobs.hint import QUEUE, TASK_NAME, is_job_id
+
+_log = structlog.get_logger(__name__)
+
+
+class HintConsumer(Consumer):  # type: ignore[misc]
+    """Takes nothing for granted that a broker delivers: what is no hint is dropped, with a line in the log.
+
+    Celery's own consumer ends the worker at some messages, and others keep a place in it for ever.
+    """
+
+    def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Message], None]:
+        """What is called with each message."""
+        handle = super().create_task_handler(*arguments, **options)
+
+        def on_message(message: Message) -> None:
+            try:
+                _reduce_to_hint(message)
+                handle(message)
+            except (KombuError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as e:
+                _log.warning("hint_forged", reason=repr(e)[:200])
+                if not message.acknowledged:  # it would come back, to the next worker
+                    message.reject_log_error(logging.getLogger(__name__), self.connection_errors)  # type: ignore[no-untyped-call]
+
+        return on_message
+
+
+def _reduce_to_hint(message: Message) -> None:
+    """Leave nothing of a message but the one argument. Raises all kinds of errors when it is no hint."""
+    (job_id,), keywords, more = message.payload  # refuses all but JSON
+    if message.headers["task"] != TASK_NAME or not is_job_id(job_id) or keywords or any(more.values()):
+        raise ValueError("no hint")
+    message.headers = {"task": TASK_NAME, "id": uuid()}
 
 
 def make_celery(settings: Settings) -> Celery:
@@ -36,6 +75,7 @@ def make_celery(settings: Settings) -> Celery:
         result_backend=None,
         task_acks_late=False,
         task_track_started=False,
+        worker_consumer=HintConsumer,
         worker_pool="threads",  # one process: SIGKILL takes the supervisors, and with them their trainers
         worker_concurrency=settings.worker_concurrency,
         worker_prefetch_multiplier=1,
@@ -60,5 +100,11 @@ def _do_nothing(**_: Any) -> None:
 def _receiver_options(url: str) -> dict[str, Any]:
     if url.startswith("redis"):
         # Without keepalive and health checks a silently dropped connection would be listened on for ever.
-        return {"socket_keepalive": True, "health_check_interval": 10, "socket_connect_timeout": 4}
+        # Without a timeout a frozen broker would hold up a worker that is told to go.
+        return {
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            "socket_connect_timeout": 4,
+            "socket_timeout": 15,
+        }
     return {}

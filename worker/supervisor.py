@@ -90,6 +90,10 @@ class Supervisor:
         """`stop` was called."""
         return self._stopping.is_set()
 
+    def wait_until_stopping(self, timeout_s: float) -> bool:
+        """Wait for `stop`, for at most as long. Whether it was called."""
+        return self._stopping.wait(timeout_s)
+
     def stop(self) -> None:
         """Take no more jobs; have trainers write a checkpoint and give their jobs back. Returns at once, and is safe
         to call from a signal handler: it takes no lock that anybody holds for long."""

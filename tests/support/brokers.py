@@ -44,6 +44,7 @@ class BrokerProcess:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
+        assert self._process is None
         with (self._folder / "broker.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,

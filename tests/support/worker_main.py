@@ -1,6 +1,6 @@
 """A real worker process with the scripted trainer, on the broker's queue ``TEST_QUEUE`` when that is set.
 
-``--no-fence`` takes the fence away, for negative controls.
+Its arguments take protections away (tests/support/unprotected.py).
 """
 
 import os
@@ -8,13 +8,13 @@ import sys
 from datetime import timedelta
 
 from app.jobs import hint
-from app.jobs.claims import ClaimStore
-from app.tables import Job
+from tests.support.unprotected import take_away
+from worker import __main__ as program
 from worker import celery_app
-from worker.__main__ import main
 
 if __name__ == "__main__":
     hint.QUEUE = celery_app.QUEUE = os.environ.get("TEST_QUEUE", hint.QUEUE)
-    if "--no-fence" in sys.argv:
-        ClaimStore._fence = lambda _, claim: (Job.id == claim.job_id,)  # type: ignore[assignment,misc,return-value]
-    sys.exit(main(trainer=(sys.executable, "-m", "tests.support.scripted_trainer"), retry_delay=timedelta(seconds=0.1)))
+    program.LISTEN_AGAIN_S = 0.3
+    take_away(sys.argv[1:])
+    trainer = (sys.executable, "-m", "tests.support.scripted_trainer")
+    sys.exit(program.main(trainer=trainer, retry_delay=timedelta(seconds=0.1)))

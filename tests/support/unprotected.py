@@ -1,0 +1,112 @@
+"""What takes protections out of a worker, for negative controls: flags of tests/support/worker_main.py.
+
+- ``--no-fence``: whoever knows a job's id may write to it.
+- ``--no-guard``: a claim takes a job that is held, too.
+- ``--no-asking``: the worker takes jobs on hints alone.
+- ``--no-resend``: nobody sends the hints that are owed.
+- ``--acks-late``: a hint is acknowledged when the job is done, as Celery can.
+- ``--visibility-timeout=S``: when Redis' unacknowledged messages are delivered again.
+- ``--listen-once``: what ends Celery ends the worker.
+- ``--any-message``: Celery takes messages as it does by itself.
+- ``--pickle``: and those that are pickled.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from celery import Celery
+from celery.worker.consumer import Consumer
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.orm import Session
+
+from app.jobs import claims
+from app.jobs.claims import ClaimStore
+from app.jobs.hint import TASK_NAME
+from app.tables import Job
+from worker import __main__ as program
+from worker.embedded import EmbeddedWorker
+from worker.supervisor import Supervisor
+from worker.sweeper import Sweeper
+
+
+def take_away(flags: Sequence[str]) -> None:
+    """Patch this process."""
+    for flag in flags:
+        name, _, value = flag.partition("=")
+        if name == "--visibility-timeout":
+            _configure(broker_transport_options={"visibility_timeout": float(value)})
+        else:
+            _TAKE_AWAY[name]()
+
+
+def _no_fence() -> None:
+    ClaimStore._fence = lambda _, claim: (Job.id == claim.job_id,)  # type: ignore[assignment,misc,return-value]
+
+
+def _no_guard() -> None:
+    def unfinished() -> ColumnElement[bool]:
+        return Job.status.in_(["queued", "running"])
+
+    def next_job(session: Session, *_: Any, **__: Any) -> str | None:
+        return session.scalar(select(Job.id).where(unfinished()))
+
+    claims.is_claimable, claims.next_job = unfinished, next_job
+
+
+def _no_asking() -> None:
+    EmbeddedWorker._run = lambda _: None  # type: ignore[method-assign]
+
+
+def _no_resend() -> None:
+    Sweeper._resend = lambda *_: None  # type: ignore[method-assign]
+
+
+def _acks_late() -> None:
+    _configure(task_acks_late=True)
+    register = program.register
+
+    def register_late(celery: Celery, *arguments: Any) -> None:
+        register(celery, *arguments)
+        celery.tasks[TASK_NAME].acks_late = True
+
+    program.register = register_late
+
+
+def _listen_once() -> None:
+    def listen(celery: Celery, supervisor: Supervisor) -> int:
+        worker = celery.Worker(without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True)
+        worker.start()
+        return int(worker.exitcode or 0)
+
+    program._listen = listen
+
+
+def _any_message() -> None:
+    _configure(worker_consumer=Consumer)
+
+
+def _pickle() -> None:
+    _configure(accept_content=["json", "pickle"])
+
+
+def _configure(**settings: Any) -> None:
+    make = program.make_celery
+
+    def make_otherwise(*arguments: Any) -> Celery:
+        celery = make(*arguments)
+        celery.conf.update(settings)
+        return celery
+
+    program.make_celery = make_otherwise
+
+
+_TAKE_AWAY: dict[str, Callable[[], None]] = {
+    "--no-fence": _no_fence,
+    "--no-guard": _no_guard,
+    "--no-asking": _no_asking,
+    "--no-resend": _no_resend,
+    "--acks-late": _acks_late,
+    "--listen-once": _listen_once,
+    "--any-message": _any_message,
+    "--pickle": _pickle,
+}

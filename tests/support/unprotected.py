@@ -34,7 +34,8 @@ def take_away(flags: Sequence[str]) -> None:
     for flag in flags:
         name, _, value = flag.partition("=")
         if name == "--visibility-timeout":
-            _configure(broker_transport_options={"visibility_timeout": float(value)})
+            often = {"unacked_restore_interval": 0.2, "unacked_restore_throttle": 1}  # looks for them
+            _configure(broker_transport_options={"visibility_timeout": float(value), **often})
         else:
             _TAKE_AWAY[name]()
 

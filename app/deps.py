@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.config import Settings
+from app.services.aliases import AliasService
 from app.services.classifiers import ClassifierService
 from app.services.classify import ClassifyService
 from app.services.datasets import DatasetService
@@ -28,6 +29,7 @@ class Services:
     reports: ReportService
     thumbnails: ThumbnailService
     classifiers: ClassifierService
+    aliases: AliasService
     classify: ClassifyService
     models: ModelService
     health: HealthService
@@ -67,6 +69,10 @@ def _classifiers(of: ServicesDep) -> ClassifierService:
     return of.classifiers
 
 
+def _aliases(of: ServicesDep) -> AliasService:
+    return of.aliases
+
+
 def _classify(of: ServicesDep) -> ClassifyService:
     return of.classify
 
@@ -95,6 +101,7 @@ JobServiceDep = Annotated[JobService, Depends(_jobs)]
 ReportServiceDep = Annotated[ReportService, Depends(_reports)]
 ThumbnailServiceDep = Annotated[ThumbnailService, Depends(_thumbnails)]
 ClassifierServiceDep = Annotated[ClassifierService, Depends(_classifiers)]
+AliasServiceDep = Annotated[AliasService, Depends(_aliases)]
 ClassifyServiceDep = Annotated[ClassifyService, Depends(_classify)]
 ModelServiceDep = Annotated[ModelService, Depends(_models)]
 HealthServiceDep = Annotated[HealthService, Depends(_health)]

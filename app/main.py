@@ -19,7 +19,8 @@ from app.ingest.ingest import IngestLimits, Ingestor, image_limits
 from app.log import configure_logging
 from app.middleware import RequestIdMiddleware
 from app.queue import CeleryTaskQueue, LedgerOnlyQueue, TaskQueue
-from app.routes import classifiers, classify, datasets, health, icon, job_logs, jobs, models, reports
+from app.routes import aliases, classifiers, classify, datasets, health, icon, job_logs, jobs, models, reports
+from app.services.aliases import AliasService
 from app.services.classifiers import ClassifierService
 from app.services.classify import ClassifyService
 from app.services.datasets import DatasetService
@@ -54,7 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             engine.dispose()
 
     app = FastAPI(title="MUST as a service", version=__version__, description=about or "", lifespan=lifespan)
-    for module in (datasets, jobs, job_logs, reports, classifiers, classify, models, health, icon):
+    for module in (datasets, jobs, job_logs, reports, classifiers, aliases, classify, models, health, icon):
         app.include_router(module.router)
     app.add_middleware(RequestIdMiddleware)
     errors.install(app)
@@ -97,6 +98,7 @@ def _make_services(settings: Settings, engine: Engine, decoder: DecoderPool, que
         reports=ReportService(sessions=sessions),
         thumbnails=ThumbnailService(sessions=sessions, storage=storage, decoder=decoder),
         classifiers=classifier_service,
+        aliases=AliasService(sessions=sessions, classifiers=classifier_service, predictor=predictor),
         classify=ClassifyService(classifiers=classifier_service, predictor=predictor, decoder=decoder),
         models=ModelService(catalog=catalog),
         health=HealthService(sessions=sessions, queue=queue),

@@ -6,12 +6,13 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from app.schemas.aliases import AliasPut
 from app.schemas.classifiers import ClassifierCreate
 from app.schemas.classify import ClassifyRequest
 from app.schemas.jobs import JobCreate
 from app.schemas.reports import AuditRequest
 
-_BODY_MODELS = (AuditRequest, ClassifierCreate, ClassifyRequest, JobCreate)
+_BODY_MODELS = (AliasPut, AuditRequest, ClassifierCreate, ClassifyRequest, JobCreate)
 
 
 def install(app: FastAPI) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import (
     DateTime,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -274,6 +275,34 @@ class JobLogChunk(Base):
     """Sum of ``num_bytes`` of this chunk and all before it, gone ones too."""
     lines: Mapped[list[Any]]
     """Each ``[milliseconds since 1970, stream, text]``."""
+
+
+class Alias(Base):
+    """A name that answers with a classifier, and may answer with another one tomorrow."""
+
+    __tablename__ = "aliases"
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    classifier_id: Mapped[str] = mapped_column(ForeignKey("classifiers.id"), index=True)
+    num_moves: Mapped[int]
+    """Times it was pointed somewhere, the first time too."""
+    moved_at: Mapped[datetime]
+
+
+class AliasMove(Base):
+    """One of the times that an alias was pointed somewhere."""
+
+    __tablename__ = "alias_moves"
+    __table_args__ = (ForeignKeyConstraint(["tenant", "name"], ["aliases.tenant", "aliases.name"], ondelete="CASCADE"),)
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """From 1."""
+    classifier_id: Mapped[str] = mapped_column(ObjectId)
+    """That classifier may be gone by now."""
+    moved_at: Mapped[datetime]
 
 
 class Classifier(Base):

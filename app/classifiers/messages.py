@@ -28,6 +28,26 @@ class ClassifierView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AliasView:
+    """A name and the classifier that it answers with."""
+
+    name: str
+    classifier_id: str
+    num_moves: int
+    """Times it was pointed somewhere, the first time too."""
+    moved_at: datetime
+    """The latest of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AliasMoveView:
+    """Where an alias was pointed, and when."""
+
+    classifier_id: str
+    moved_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class NewClassifier:
     """A zero-shot classifier to be stored."""
 

@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from app.classifiers.messages import ClassifierView, NewClassifier
 from app.database import now_utc
+from app.exceptions import NotFound
 from app.tables import Classifier
 
 
 class ClassifierStore:
-    """Reads and inserts on one session."""
+    """Reads, inserts and deletes on one session."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -39,6 +40,12 @@ class ClassifierStore:
         """The classifier, or None when there is none of this id."""
         row = self._session.get(Classifier, classifier_id)
         return None if row is None else _view(row)
+
+    def delete(self, classifier_id: str) -> None:
+        """Remove a classifier. Raises `NotFound`, and the database's `IntegrityError` while something refers to it."""
+        gone = delete(Classifier).where(Classifier.id == classifier_id).returning(Classifier.id)
+        if self._session.execute(gone).one_or_none() is None:
+            raise NotFound
 
     def list(self, *, limit: int, after: str | None = None) -> Sequence[ClassifierView]:
         """Up to ``limit`` classifiers, newest first; with ``after``, those older than that id."""

@@ -39,6 +39,16 @@ class LoadingCache(Generic[K, V]):
                 raise
         return entry.result()
 
+    def replace(self, key: K, value: V) -> None:
+        """Have ``get`` answer with this value from now on."""
+        entry: Future[V] = Future()
+        entry.set_result(value)
+        with self._lock:
+            self._entries[key] = entry
+            self._entries.move_to_end(key)
+            while len(self._entries) > self._capacity:
+                self._entries.popitem(last=False)
+
     def __len__(self) -> int:
         """Entries held or being made."""
         return len(self._entries)

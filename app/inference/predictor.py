@@ -119,6 +119,13 @@ class Predictor:
         """Make a classifier ready; raises `Unavailable` when its weights are missing or damaged."""
         self._load(source)
 
+    def reload(self, source: Source) -> None:
+        """Make a classifier ready from its stored files as they are now, however warm it is; raises `Unavailable`."""
+        if isinstance(source, BundleSource):
+            self._bundle_models.replace(source.version, self._load_bundle(source))
+        else:
+            self._load(source)
+
     def classify(self, source: Source, images: Sequence[Image.Image], *, top_k: int) -> list[Answer]:
         """Answer for RGB images, in their order."""
         loaded = self._load(source)

@@ -1,6 +1,6 @@
 """``/classifiers``."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request, Response, status
 
 from app.classifiers.messages import ClassifierView
 from app.deps import ClassifierServiceDep
@@ -40,3 +40,9 @@ def list_classifiers(service: ClassifierServiceDep, paging: PagingDep) -> Page[C
 def get_classifier(service: ClassifierServiceDep, classifier_id: str) -> ClassifierOut:
     """Read a classifier."""
     return ClassifierOut.of(service.get(classifier_id))
+
+
+@router.delete("/{classifier_id}", status_code=status.HTTP_204_NO_CONTENT)
+def delete_classifier(service: ClassifierServiceDep, classifier_id: str) -> None:
+    """Delete a classifier with which neither an alias nor a job answers."""
+    service.delete(classifier_id)

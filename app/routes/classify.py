@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
 from app.config import Settings
-from app.deps import ClassifyServiceDep, SettingsDep
+from app.deps import ClassifyServiceDep, SettingsDep, TenantDep
 from app.exceptions import InvalidInput, PayloadTooLarge
 from app.routes.bodies import body_schema, class_list, form_fields, form_model, is_form, read_json_body
 from app.routes.multipart import FILE_FIELDS, FormLimits, read_form
@@ -22,7 +22,9 @@ _FORM = form_fields(plain=_PLAIN, as_json=("templates", "top_k", "threshold"))
 
 
 @router.post("/classify", openapi_extra=body_schema(ClassifyRequest, form=_FORM))
-async def classify(request: Request, service: ClassifyServiceDep, settings: SettingsDep) -> ClassifyOut:
+async def classify(
+    request: Request, service: ClassifyServiceDep, settings: SettingsDep, tenant: TenantDep
+) -> ClassifyOut:
     """Classify images with a classifier, or zero-shot with a class list of the moment."""
     if is_form(request):
         async with read_form(request, _limits(settings)) as form:
@@ -44,7 +46,7 @@ async def classify(request: Request, service: ClassifyServiceDep, settings: Sett
         classes = class_list(wanted.classes, wanted.templates)
         found = await service.with_classes(classes, wanted.base_model, images, options)
     else:
-        found = await service.with_classifier(wanted.classifier or "", images, options)
+        found = await service.with_classifier(wanted.classifier or "", images, options, tenant=tenant)
     return ClassifyOut.of(found)
 
 

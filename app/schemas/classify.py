@@ -16,7 +16,10 @@ class ClassifyOptionsIn(WireModel):
     """With what to answer, and how."""
 
     classifier: str | None = Field(
-        default=None, max_length=200, description="A classifier's id.", examples=["clf_01k0c9v2ytq4v3m5p6r7s8t9wa"]
+        default=None,
+        max_length=200,
+        description="A classifier's id, or an alias.",
+        examples=["clf_01k0c9v2ytq4v3m5p6r7s8t9wa", "shelf-cameras"],
     )
     classes: Classes | None = None
     templates: Templates | None = None
@@ -126,7 +129,9 @@ class TimingsOut(WireModel):
 class ClassifyOut(WireModel):
     """Answers, in the order of the images."""
 
-    classifier: str | None = Field(description="The classifier that answered; null for a class list of the moment.")
+    classifier: str | None = Field(
+        description="Id of the classifier that answered; null for a class list of the moment."
+    )
     classifier_version: str | None = Field(description="Its version.", examples=["9f2c…"])
     results: list[ResultOut] = Field(description="One per image.")
     timings: TimingsOut

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.classifiers.aliases import AliasStore
 from app.classifiers.messages import ClassifierView, NewClassifier
 from app.classifiers.store import ClassifierStore
 from app.database import read_only
-from app.exceptions import NotFound
+from app.exceptions import Conflict, NotFound
 from app.idempotency.recorder import Recorder, unrecorded
 from app.ids import is_id, new_id
 from app.inference.catalog import ModelCatalog
@@ -56,6 +58,27 @@ class ClassifierService:
             raise NotFound
         with read_only(self._sessions) as session:
             return _found(ClassifierStore(session).get(classifier_id))
+
+    def resolve(self, reference: str, *, tenant: str) -> ClassifierView:
+        """The classifier of an id or of a tenant's alias; raises `NotFound`."""
+        if is_id("clf", reference):
+            return self.get(reference)
+        with read_only(self._sessions) as session:
+            alias = AliasStore(session, tenant).get(reference)
+            return _found(None if alias is None else ClassifierStore(session).get(alias.classifier_id))
+
+    def delete(self, classifier_id: str) -> None:
+        """Remove a classifier; its files go with the next collection of garbage.
+
+        Raises `NotFound`, and `Conflict` ``resource_in_use`` while an alias or a job answers with it.
+        """
+        if not is_id("clf", classifier_id):
+            raise NotFound
+        try:
+            with self._sessions.begin() as session:
+                ClassifierStore(session).delete(classifier_id)
+        except IntegrityError as e:
+            raise Conflict("resource_in_use", "An alias or a job answers with the classifier.") from e
 
     def list(self, *, limit: int, after: str | None) -> Sequence[ClassifierView]:
         """A page of classifiers, newest first; raises `MalformedRequest` ``invalid_cursor``."""

@@ -77,10 +77,13 @@ class ClassifyService:
         self._decoder = decoder
 
     async def with_classifier(
-        self, classifier_id: str, images: Sequence[ImageInput], options: ClassifyOptions
+        self, reference: str, images: Sequence[ImageInput], options: ClassifyOptions, *, tenant: str
     ) -> Classification:
-        """Answer with a stored classifier; raises `NotFound` and `Unavailable`."""
-        classifier = await anyio.to_thread.run_sync(self._classifiers.get, classifier_id)
+        """Answer with a stored classifier, by its id or a tenant's alias; raises `NotFound` and `Unavailable`.
+
+        An alias is looked at once, so that one classifier answers for all images.
+        """
+        classifier = await anyio.to_thread.run_sync(lambda: self._classifiers.resolve(reference, tenant=tenant))
         other = self._classifiers.zero_shot_of(classifier) if options.compare_zero_shot else None
         results, timings = await self._classify(self._classifiers.source_of(classifier), other, images, options)
         results = [_told_unknown(result, options, classifier.unknown_below) for result in results]

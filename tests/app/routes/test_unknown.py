@@ -2,27 +2,19 @@
 
 import json
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from fastapi.testclient import TestClient
-from pydantic import TypeAdapter
 
 from app.config import Settings
 from app.database import make_engine, make_sessionmaker
 from app.jobs.ledger import Ledger
 from app.storage import make_storage
-from must_core.backbone import load_base
-from must_core.bundle import save_bundle
-from must_core.student import Student
-from must_core.text.prompts import ClassSpec
-from tests.support.jobs import verdict
+from tests.support.bundles import hand_in
 from tests.support.tiny import CLASSES, make_images
-from worker.bundles import store_bundle
-from worker.protocol import ResultReport, UnknownBelow, Verdict
+from worker.protocol import UnknownBelow
 
 NUM_IMAGES = 6
 
@@ -50,30 +42,10 @@ class Service:
         """A job that ended with this verdict, and whose classifiers have these limits; returns what it answers with."""
         submitted = self.client.post("/jobs", json={"dataset_id": self._dataset_id, "classes": CLASSES})
         job_id = submitted.json()["id"]
-        claim = self._ledger.claim("w", timedelta(seconds=60), job_id)
-        assert claim is not None
-        base = load_base(self._base)
-        weights_DK = torch.nn.functional.normalize(
-            torch.randn(16, 3, generator=torch.Generator().manual_seed(5)), dim=0
-        )
-        save_bundle(
-            folder / "bundle",
-            Student.from_base(base, weights_DK),
-            visual_config=base.visual_config,
-            preprocess=base.preprocess,
-            classes=[ClassSpec(c) for c in CLASSES],
-            templates=["{}"],
-            provenance={},
-            unknown_below=limits.adapted,
-        )
-        result = ResultReport(
-            bundle_dir=folder / "bundle",
-            metrics={},
-            verdict=TypeAdapter(Verdict).validate_json(json.dumps(verdict(outcome))),
-            unknown_below=limits,
-        )
         storage = make_storage(self._settings.resolved_storage_url, folder / "cache")
-        published = self._ledger.publish(claim, store_bundle(storage, result, folder))
+        published = hand_in(
+            self._ledger, storage, job_id, folder, base_model=self._base, outcome=outcome, limits=limits
+        )
         found: dict[str, Any] = self.client.get(f"/classifiers/{published}").json()
         return found
 

@@ -1,0 +1,104 @@
+"""Rows of aliases <-> messages; the caller owns the transaction."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.classifiers.messages import AliasMoveView, AliasView
+from app.database import now_utc
+from app.exceptions import Conflict, NotFound
+from app.tables import Alias, AliasMove
+
+
+class AliasStore:
+    """Reads and guarded writes of one tenant's aliases on one session."""
+
+    def __init__(self, session: Session, tenant: str) -> None:
+        self._session = session
+        self._tenant = tenant
+
+    def get(self, name: str) -> AliasView | None:
+        """The alias of a name, or None when there is none."""
+        row = self._session.scalar(select(Alias).where(*self._named(name)))
+        return None if row is None else _view(row)
+
+    def list(self, *, limit: int, after: str | None = None) -> Sequence[AliasView]:
+        """Up to ``limit`` aliases by name; with ``after``, those behind that name."""
+        query = select(Alias).where(Alias.tenant == self._tenant).order_by(Alias.name).limit(limit)
+        return [
+            _view(row) for row in self._session.scalars(query if after is None else query.where(Alias.name > after))
+        ]
+
+    def moves(self, name: str, *, limit: int) -> Sequence[AliasMoveView]:
+        """The latest ``limit`` moves of an alias, newest first."""
+        query = (
+            select(AliasMove)
+            .where(AliasMove.tenant == self._tenant, AliasMove.name == name)
+            .order_by(AliasMove.number.desc())
+            .limit(limit)
+        )
+        return [
+            AliasMoveView(classifier_id=row.classifier_id, moved_at=row.moved_at)
+            for row in self._session.scalars(query)
+        ]
+
+    def move(self, name: str, classifier_id: str, *, away_from: str | None = None) -> None:
+        """Point a name at a classifier; nothing changes when it points there.
+
+        With ``away_from``, only if that is what it points at now: raises `Conflict` ``alias_moved`` otherwise. Raises
+        `NotFound` when there is no such classifier.
+        """
+        try:
+            number = self._try_to_point(name, classifier_id, away_from)
+        except IntegrityError:  # somebody else made a new alias of this name just now, or the classifier is gone
+            try:
+                number = self._try_to_point(name, classifier_id, away_from)
+            except IntegrityError as e:
+                raise NotFound from e
+        if number is not None:
+            move = insert(AliasMove).values(
+                tenant=self._tenant, name=name, number=number, classifier_id=classifier_id, moved_at=now_utc()
+            )
+            self._session.execute(move)
+
+    def delete(self, name: str) -> None:
+        """Take a name away, with its history. Raises `NotFound`."""
+        gone = self._session.execute(delete(Alias).where(*self._named(name)).returning(Alias.name)).one_or_none()
+        if gone is None:
+            raise NotFound
+
+    def _try_to_point(self, name: str, classifier_id: str, away_from: str | None) -> int | None:
+        with self._session.begin_nested():
+            return self._point(name, classifier_id, away_from)
+
+    def _point(self, name: str, classifier_id: str, away_from: str | None) -> int | None:
+        """Returns the number of the move; None when there was nothing to do."""
+        # Locked, so that what is found here holds until the end of the transaction.
+        now = self._session.scalar(select(Alias.classifier_id).where(*self._named(name)).with_for_update())
+        if away_from is not None and now != away_from:
+            raise Conflict("alias_moved", "The alias was moved by somebody else just now.")
+        if now == classifier_id:
+            return None
+        if now is None:
+            new = insert(Alias).values(
+                tenant=self._tenant, name=name, classifier_id=classifier_id, num_moves=1, moved_at=now_utc()
+            )
+            self._session.execute(new)
+            return 1
+        moved = (
+            update(Alias)
+            .where(*self._named(name))
+            .values(classifier_id=classifier_id, num_moves=Alias.num_moves + 1, moved_at=now_utc())
+            .returning(Alias.num_moves)
+            .execution_options(synchronize_session=False)
+        )
+        return self._session.execute(moved).scalar_one()
+
+    def _named(self, name: str) -> tuple[ColumnElement[bool], ...]:
+        return (Alias.tenant == self._tenant, Alias.name == name)
+
+
+def _view(row: Alias) -> AliasView:
+    return AliasView(name=row.name, classifier_id=row.classifier_id, num_moves=row.num_moves, moved_at=row.moved_at)

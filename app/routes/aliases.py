@@ -1,0 +1,63 @@
+"""``/aliases``: names that answer with a classifier."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Request, status
+
+from app.deps import AliasServiceDep, TenantDep
+from app.routes.bodies import body_schema, read_json_body
+from app.routes.paging import PagingDep
+from app.schemas.aliases import ALIAS_PATTERN, AliasHistoryOut, AliasOut, AliasPut
+from app.schemas.common import Page
+
+router = APIRouter(prefix="/aliases", tags=["aliases"])
+
+NewName = Annotated[
+    str,
+    Path(
+        pattern=ALIAS_PATTERN,
+        description="Lower-case letters, digits, dots and hyphens; 63 at most.",
+        examples=["shelf-cameras"],
+    ),
+]
+KnownName = Annotated[str, Path(description="An alias's name.", examples=["shelf-cameras"])]
+
+
+async def _target(request: Request) -> AliasPut:
+    return await read_json_body(request, AliasPut)
+
+
+@router.put("/{name}", openapi_extra=body_schema(AliasPut))
+def move_alias(
+    name: NewName,
+    service: AliasServiceDep,
+    tenant: TenantDep,
+    target: AliasPut = Depends(_target),  # noqa: B008 - FastAPI's way
+) -> AliasHistoryOut:
+    """Point a name at a classifier, which is loaded first. Each request is answered by one classifier as a whole."""
+    return AliasHistoryOut.told(service.move(name, target.classifier_id, tenant=tenant))
+
+
+@router.post("/{name}/rollback")
+def roll_back_alias(name: KnownName, service: AliasServiceDep, tenant: TenantDep) -> AliasHistoryOut:
+    """Point a name at what it pointed at before its latest move. Twice leads back."""
+    return AliasHistoryOut.told(service.roll_back(name, tenant=tenant))
+
+
+@router.get("")
+def list_aliases(service: AliasServiceDep, paging: PagingDep, tenant: TenantDep) -> Page[AliasOut]:
+    """List aliases, by name."""
+    views = service.list(limit=paging.limit + 1, after=paging.after, tenant=tenant)
+    return Page[AliasOut].of([AliasOut.of(view) for view in views], limit=paging.limit, id_of=lambda alias: alias.name)
+
+
+@router.get("/{name}")
+def get_alias(name: KnownName, service: AliasServiceDep, tenant: TenantDep) -> AliasHistoryOut:
+    """Read an alias and where it was pointed lately."""
+    return AliasHistoryOut.told(service.get(name, tenant=tenant))
+
+
+@router.delete("/{name}", status_code=status.HTTP_204_NO_CONTENT)
+def delete_alias(name: KnownName, service: AliasServiceDep, tenant: TenantDep) -> None:
+    """Take a name away; its classifier stays."""
+    service.delete(name, tenant=tenant)

@@ -1,6 +1,7 @@
 """Rows of aliases <-> messages; the caller owns the transaction."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -10,6 +11,8 @@ from app.classifiers.messages import AliasMoveView, AliasView
 from app.database import now_utc
 from app.exceptions import Conflict, NotFound
 from app.tables import Alias, AliasMove
+
+_Moved = tuple[int, datetime]
 
 
 class AliasStore:
@@ -51,15 +54,16 @@ class AliasStore:
         `NotFound` when there is no such classifier.
         """
         try:
-            number = self._try_to_point(name, classifier_id, away_from)
+            moved = self._try_to_point(name, classifier_id, away_from)
         except IntegrityError:  # somebody else made a new alias of this name just now, or the classifier is gone
             try:
-                number = self._try_to_point(name, classifier_id, away_from)
+                moved = self._try_to_point(name, classifier_id, away_from)
             except IntegrityError as e:
                 raise NotFound from e
-        if number is not None:
+        if moved is not None:
+            number, at = moved
             move = insert(AliasMove).values(
-                tenant=self._tenant, name=name, number=number, classifier_id=classifier_id, moved_at=now_utc()
+                tenant=self._tenant, name=name, number=number, classifier_id=classifier_id, moved_at=at
             )
             self._session.execute(move)
 
@@ -69,12 +73,12 @@ class AliasStore:
         if gone is None:
             raise NotFound
 
-    def _try_to_point(self, name: str, classifier_id: str, away_from: str | None) -> int | None:
+    def _try_to_point(self, name: str, classifier_id: str, away_from: str | None) -> _Moved | None:
         with self._session.begin_nested():
             return self._point(name, classifier_id, away_from)
 
-    def _point(self, name: str, classifier_id: str, away_from: str | None) -> int | None:
-        """Returns the number of the move; None when there was nothing to do."""
+    def _point(self, name: str, classifier_id: str, away_from: str | None) -> _Moved | None:
+        """Returns number and time of the move; None when there was nothing to do."""
         # Locked, so that what is found here holds until the end of the transaction.
         now = self._session.scalar(select(Alias.classifier_id).where(*self._named(name)).with_for_update())
         if away_from is not None and now != away_from:
@@ -85,16 +89,16 @@ class AliasStore:
             new = insert(Alias).values(
                 tenant=self._tenant, name=name, classifier_id=classifier_id, num_moves=1, moved_at=now_utc()
             )
-            self._session.execute(new)
-            return 1
+            return 1, self._session.scalars(new.returning(Alias.moved_at)).one()
         moved = (
             update(Alias)
             .where(*self._named(name))
             .values(classifier_id=classifier_id, num_moves=Alias.num_moves + 1, moved_at=now_utc())
-            .returning(Alias.num_moves)
+            .returning(Alias.num_moves, Alias.moved_at)
             .execution_options(synchronize_session=False)
         )
-        return self._session.execute(moved).scalar_one()
+        number, at = self._session.execute(moved).one()
+        return number, at
 
     def _named(self, name: str) -> tuple[ColumnElement[bool], ...]:
         return (Alias.tenant == self._tenant, Alias.name == name)

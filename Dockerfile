@@ -19,4 +19,4 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 MUST_DATA_DIR=/data MUST_HOST=0.0.0.
 USER must
 VOLUME /data
 EXPOSE 8000
-CMD ["python", "-m", "uvicorn", "app.main:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["python", "-m", "uvicorn", "app.main:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000", "--timeout-keep-alive", "75"]

@@ -10,6 +10,7 @@ from app.services.aliases import AliasService
 from app.services.classifiers import ClassifierService
 from app.services.classify import ClassifyService
 from app.services.datasets import DatasetService
+from app.services.downloads import DownloadService
 from app.services.health import HealthService
 from app.services.idempotency import IdempotencyService
 from app.services.jobs import JobService
@@ -30,6 +31,7 @@ class Services:
     thumbnails: ThumbnailService
     classifiers: ClassifierService
     aliases: AliasService
+    downloads: DownloadService
     classify: ClassifyService
     models: ModelService
     health: HealthService
@@ -73,6 +75,10 @@ def _aliases(of: ServicesDep) -> AliasService:
     return of.aliases
 
 
+def _downloads(of: ServicesDep) -> DownloadService:
+    return of.downloads
+
+
 def _classify(of: ServicesDep) -> ClassifyService:
     return of.classify
 
@@ -102,6 +108,7 @@ ReportServiceDep = Annotated[ReportService, Depends(_reports)]
 ThumbnailServiceDep = Annotated[ThumbnailService, Depends(_thumbnails)]
 ClassifierServiceDep = Annotated[ClassifierService, Depends(_classifiers)]
 AliasServiceDep = Annotated[AliasService, Depends(_aliases)]
+DownloadServiceDep = Annotated[DownloadService, Depends(_downloads)]
 ClassifyServiceDep = Annotated[ClassifyService, Depends(_classify)]
 ModelServiceDep = Annotated[ModelService, Depends(_models)]
 HealthServiceDep = Annotated[HealthService, Depends(_health)]

@@ -13,6 +13,7 @@ from app.database import make_engine, make_sessionmaker, migrate
 from app.deps import Services
 from app.inference.bundles import StoredBundles
 from app.inference.catalog import ModelCatalog
+from app.inference.exports import Exporter
 from app.inference.predictor import Predictor
 from app.ingest.decoding import DecoderPool
 from app.ingest.ingest import IngestLimits, Ingestor, image_limits
@@ -24,6 +25,7 @@ from app.services.aliases import AliasService
 from app.services.classifiers import ClassifierService
 from app.services.classify import ClassifyService
 from app.services.datasets import DatasetService
+from app.services.downloads import DownloadService
 from app.services.health import HealthService
 from app.services.idempotency import IdempotencyService
 from app.services.jobs import JobService
@@ -73,11 +75,8 @@ def _make_services(settings: Settings, engine: Engine, decoder: DecoderPool, que
     sessions = make_sessionmaker(engine)
     storage = make_storage(settings.resolved_storage_url, settings.data_dir / "cache")
     catalog = ModelCatalog(settings.models, default=settings.default_model)
-    predictor = Predictor(
-        catalog=catalog,
-        bundles=StoredBundles(storage=storage, folder=settings.data_dir / "bundles"),
-        max_models=settings.max_cached_models,
-    )
+    bundles = StoredBundles(storage=storage, folder=settings.data_dir / "bundles")
+    predictor = Predictor(catalog=catalog, bundles=bundles, max_models=settings.max_cached_models)
     classifier_service = ClassifierService(sessions=sessions, predictor=predictor, catalog=catalog)
     dataset_service = DatasetService(
         sessions=sessions,
@@ -99,6 +98,11 @@ def _make_services(settings: Settings, engine: Engine, decoder: DecoderPool, que
         thumbnails=ThumbnailService(sessions=sessions, storage=storage, decoder=decoder),
         classifiers=classifier_service,
         aliases=AliasService(sessions=sessions, classifiers=classifier_service, predictor=predictor),
+        downloads=DownloadService(
+            classifiers=classifier_service,
+            exporter=Exporter(predictor=predictor, bundles=bundles),
+            folder=settings.data_dir / "downloads",
+        ),
         classify=ClassifyService(classifiers=classifier_service, predictor=predictor, decoder=decoder),
         models=ModelService(catalog=catalog),
         health=HealthService(sessions=sessions, queue=queue),

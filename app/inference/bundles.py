@@ -21,12 +21,20 @@ class StoredBundles:
         self._folder.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(dir=self._folder, prefix=".staged-"))
         try:
-            for name, sha256 in source.files:
-                self._storage.verify(sha256)
-                self._storage.link(sha256, staged / name)
+            self._fill(staged, source)
             if final.is_dir():
                 shutil.rmtree(final)  # an earlier copy, which may have been damaged since
             staged.rename(final)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         return final
+
+    def lay_out(self, source: BundleSource, folder: Path) -> None:
+        """Fill a new folder of the caller's likewise; raises `Unavailable` when a blob is not sound."""
+        folder.mkdir()
+        self._fill(folder, source)
+
+    def _fill(self, folder: Path, source: BundleSource) -> None:
+        for name, sha256 in source.files:
+            self._storage.verify(sha256)
+            self._storage.link(sha256, folder / name)

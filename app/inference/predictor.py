@@ -71,6 +71,10 @@ class BundleFetcher(Protocol):
         """The folder with the bundle's files under their names, each verified."""
         ...
 
+    def lay_out(self, source: BundleSource, folder: Path) -> None:
+        """Fill a new folder of the caller's likewise."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Loaded:
@@ -98,7 +102,7 @@ class Predictor:
         """
         try:
             check_classes(source.classes, source.templates)
-            check_lengths(self._base(source.base_model), source.classes, source.templates)
+            check_lengths(self.base(source.base_model), source.classes, source.templates)
         except InvalidClasses as e:
             raise InvalidInput(e.code, e.message, param=e.param) from e
 
@@ -106,7 +110,7 @@ class Predictor:
         """Check each value by itself and against the base model; raises `InvalidInput` and `Unavailable`."""
         try:
             check_hyperparameters(requested)
-            check_fit(requested, self._base(base_model))
+            check_fit(requested, self.base(base_model))
         except InvalidConfig as e:
             raise InvalidInput(e.code, e.message, param=e.param) from e
 
@@ -167,7 +171,7 @@ class Predictor:
         return _Loaded(bundle.classifier.to(self._device), bundle.preprocess, bundle.class_names)
 
     def _build_head(self, source: ZeroShotSource) -> _Loaded:
-        base = self._base(source.base_model)
+        base = self.base(source.base_model)
         try:
             class_weights_DK = build_class_weights(base, source.classes, source.templates)
         except InvalidClasses as e:
@@ -175,7 +179,8 @@ class Predictor:
         classifier = serving_classifier(base.visual, class_weights_DK, logit_scale=base.logit_scale)
         return _Loaded(classifier.to(self._device), base.preprocess, tuple(c.name for c in source.classes))
 
-    def _base(self, name: str) -> BaseModel:
+    def base(self, name: str) -> BaseModel:
+        """The base model of a name, kept warm; raises `Unavailable`."""
         entry = self._catalog.get(name)
         try:
             return self._bases.get(entry.name, lambda: load_base(entry.address))

@@ -1,10 +1,14 @@
 """``/classifiers``."""
 
-from fastapi import APIRouter, Request, Response, status
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response, status
+from fastapi.responses import FileResponse
 
 from app.classifiers.messages import ClassifierView
-from app.deps import ClassifierServiceDep
+from app.deps import ClassifierServiceDep, DownloadServiceDep
 from app.idempotency.messages import Answer
+from app.inference.exports import ExportFormat
 from app.routes.bodies import body_schema, class_list, read_json_body
 from app.routes.idempotency import OnceDep, answer_of
 from app.routes.paging import PagingDep
@@ -40,6 +44,23 @@ def list_classifiers(service: ClassifierServiceDep, paging: PagingDep) -> Page[C
 def get_classifier(service: ClassifierServiceDep, classifier_id: str) -> ClassifierOut:
     """Read a classifier."""
     return ClassifierOut.of(service.get(classifier_id))
+
+
+@router.get(
+    "/{classifier_id}/download",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/zip": {}}, "description": "A folder, zipped."}},
+)
+def download_classifier(
+    service: DownloadServiceDep,
+    classifier_id: str,
+    to: Annotated[
+        ExportFormat, Query(alias="format", description="What it is to be used with.", examples=["onnx"])
+    ] = ExportFormat.BUNDLE,
+) -> FileResponse:
+    """Download a classifier, zipped: as a bundle, as a folder for open_clip or as ONNX. The first time takes longer."""
+    archive = service.archive(classifier_id, to)
+    return FileResponse(archive, filename=archive.name, media_type="application/zip")
 
 
 @router.delete("/{classifier_id}", status_code=status.HTTP_204_NO_CONTENT)

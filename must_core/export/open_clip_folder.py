@@ -18,6 +18,7 @@ from must_core.files import save_tensors, write_json
 CONFIG = "open_clip_config.json"
 MODEL = "open_clip_model.safetensors"
 CLASS_WEIGHTS = "class_weights.safetensors"
+UNKNOWN = "unknown.json"
 
 _TEXT_TOLERANCE = 1e-3
 """Between unit vectors. Processors differ by some 1e-6, two trainings by far more."""
@@ -45,6 +46,7 @@ def export_open_clip(bundle: Bundle, base: BaseModel, folder: Path) -> None:
         save_tensors(_model_tensors(bundle, base), staged / MODEL)
         save_tensors({"class_weights": _alone(bundle.classifier.classifier)}, staged / CLASS_WEIGHTS)
         write_classes(staged, bundle)
+        write_json(staged / UNKNOWN, {"unknown_below": bundle.unknown_below})
         base.save_tokenizer(staged)
         (staged / README).write_text(_README, encoding="utf-8")
 
@@ -93,8 +95,13 @@ image = preprocess(Image.open("image.png").convert("RGB"))
 with torch.inference_mode():
     features = model.encode_image(image.unsqueeze(0), normalize=True)
     logits = model.logit_scale.exp() * features @ class_weights
-print(class_names[logits.argmax()], logits.softmax(dim=-1).max().item())
+    raw_score = (logits.max() / model.logit_scale.exp()).item()
+limit = json.loads((folder / "unknown.json").read_text(encoding="utf-8"))["unknown_below"]
+unknown = limit is not None and raw_score < limit
+print(class_names[logits.argmax()], logits.softmax(dim=-1).max().item(), "unknown" if unknown else "known")
 ```
+
+An image may show none of the classes when its raw score is below `unknown_below` (null: nobody can say).
 
 Leave `quick_gelu` in `open_clip_config.json` as it is: with another value the same weights load without a word and
 answer differently.

@@ -107,7 +107,12 @@ def test_the_readme_gives_the_logits(adapted: Adapted, tmp_path: Path, monkeypat
     picture((47, 30)).save("image.png")
     expected_BK = adapted.logits(picture((47, 30)))
     atol = 1e-5 * adapted.bundle.classifier.logit_scale
-    assert torch.allclose(run_readme(folder)["logits"], expected_BK, rtol=0, atol=atol)
+    said = run_readme(folder)
+    assert torch.allclose(said["logits"], expected_BK, rtol=0, atol=atol)
+    raw_score = float(expected_BK.max()) / adapted.bundle.classifier.logit_scale
+    for limit, unknown in ((None, False), (raw_score - 1e-3, False), (raw_score + 1e-3, True)):
+        (folder / "unknown.json").write_text(json.dumps({"unknown_below": limit}))
+        assert run_readme(folder)["unknown"] is unknown
     picture((30, 47)).save("image.png")
     assert not torch.allclose(run_readme(folder)["logits"], expected_BK, rtol=0, atol=atol)
 

@@ -37,6 +37,7 @@ def serve(
             [
                 *("-m", "uvicorn", "app.main:create_app", "--factory", "--no-access-log"),
                 *("--timeout-graceful-shutdown", "10"),
+                *("--timeout-keep-alive", "75"),  # longer than proxies and clients keep an idle connection
                 *("--host", host, "--port", str(port)),
             ],
         ),

@@ -43,7 +43,7 @@ class Service:
     def start_api(self) -> subprocess.Popen[bytes]:
         """Start the API; again, once it has died, at the same address."""
         api = "tests.support.api_main" if "TEST_QUEUE" in self._environment else "app.main"
-        address = ("--host", "127.0.0.1", "--port", str(self._port))
+        address = ("--host", "127.0.0.1", "--port", str(self._port), "--timeout-keep-alive", "300")
         self._api = self._start("api", "-m", "uvicorn", f"{api}:create_app", "--factory", *address)
         return self._api
 

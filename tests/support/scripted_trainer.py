@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,10 @@ from worker.protocol import (
 )
 
 
-def main() -> int:
+def main(script_of: Callable[[TrainerSpec], dict[str, Any]] = lambda spec: dict(spec.hyperparameters)) -> int:
     link = TrainerLink()
     spec = parse_spec(Path(sys.argv[1]).read_bytes())
-    script: dict[str, Any] = dict(spec.hyperparameters)
+    script = script_of(spec)
     assert all(path.is_file() for path in spec.images), "images are files at hand"
     link.send(ChoicesReport(choices={"steps": Choice(value=script.get("steps", 3), reason="scripted")}))
     link.send(PhaseReport(phase="training"))

@@ -1,6 +1,6 @@
 """A real worker process with the scripted trainer, on the broker's queue ``TEST_QUEUE`` when that is set.
 
-Its arguments take protections away (tests/support/unprotected.py).
+``TEST_TRAINER`` names another scripted trainer. Its arguments take protections away (tests/support/unprotected.py).
 """
 
 import os
@@ -16,5 +16,5 @@ if __name__ == "__main__":
     hint.QUEUE = celery_app.QUEUE = os.environ.get("TEST_QUEUE", hint.QUEUE)
     program.LISTEN_AGAIN_S = 0.3
     take_away(sys.argv[1:])
-    trainer = (sys.executable, "-m", "tests.support.scripted_trainer")
-    sys.exit(program.main(trainer=trainer, retry_delay=timedelta(seconds=0.1)))
+    trainer = os.environ.get("TEST_TRAINER", "tests.support.scripted_trainer")
+    sys.exit(program.main(trainer=(sys.executable, "-m", trainer), retry_delay=timedelta(seconds=0.1)))

@@ -126,17 +126,19 @@ class Recovery:
 
     kind: str
     seconds: float | None
-    """Until the job that it hit was taken up again; None where the job ended as if nothing had been."""
+    """Until the job that it hit was taken up again; None where its attempt went on, to its end or to the next fault."""
 
 
 def recoveries(session: Session, faults: Sequence[Fault]) -> list[Recovery]:
     """How soon things went on, one for each job that a fault hit."""
-    found = []
+    last: dict[tuple[str, int], Fault] = {}
+    for fault in sorted(faults, key=lambda fault: fault.at):
+        last |= {(job_id, attempt): fault for job_id, attempt in fault.jobs.items()}
+    found = [Recovery(kind=f.kind, seconds=f.back_after_s) for f in faults if f.back_after_s is not None]
     for fault in faults:
-        if fault.back_after_s is not None:
-            found.append(Recovery(kind=fault.kind, seconds=fault.back_after_s))
-        for job_id in fault.jobs:
-            again = _next_start(session, job_id, fault.at)
+        for job_id, attempt in fault.jobs.items():
+            # What ended an attempt is the last that befell it.
+            again = _next_start(session, job_id, fault.at) if last[job_id, attempt] is fault else None
             seconds = None if again is None else (again - fault.at).total_seconds()
             found.append(Recovery(kind=fault.kind, seconds=seconds))
     return found

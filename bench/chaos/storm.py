@@ -237,8 +237,7 @@ class Storm:
         worker = WorkerProcess(
             f"worker-{self._num_started}",
             self._folder,
-            self._stack.settings,
-            *("--trainer", "bench.chaos.trainer"),
+            {**self._stack.settings, "TEST_TRAINER": "bench.chaos.trainer"},
             data_dir=str(self.data_dir),
             **SETTINGS,
         )

@@ -133,7 +133,7 @@ def recoveries(session: Session, faults: Sequence[Fault]) -> list[Recovery]:
     """How soon things went on, one for each job that a fault hit."""
     last: dict[tuple[str, int], Fault] = {}
     for fault in sorted(faults, key=lambda fault: fault.at):
-        last |= {(job_id, attempt): fault for job_id, attempt in fault.jobs.items()}
+        last |= dict.fromkeys(fault.jobs.items(), fault)
     found = [Recovery(kind=f.kind, seconds=f.back_after_s) for f in faults if f.back_after_s is not None]
     for fault in faults:
         for job_id, attempt in fault.jobs.items():

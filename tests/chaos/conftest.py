@@ -17,10 +17,11 @@ def start_worker(tmp_path: Path, stack: Stack) -> Iterator[Callable[..., WorkerP
     """Starts workers on the test's database, broker and folder; all are gone afterwards."""
     workers: list[WorkerProcess] = []
 
-    def start(*arguments: str, **settings: str) -> WorkerProcess:
+    def start(*arguments: str, ready: bool = True, **settings: str) -> WorkerProcess:
         worker = WorkerProcess(f"worker-{len(workers)}", tmp_path, stack.settings, *arguments, **settings)
         workers.append(worker)
-        worker.wait_until_ready()
+        if ready:
+            worker.wait_until_ready()
         return worker
 
     yield start

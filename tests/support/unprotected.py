@@ -2,6 +2,11 @@
 
 - ``--no-fence``: whoever knows a job's id may write to it.
 - ``--no-guard``: a claim takes a job that is held, too.
+- ``--no-beats``: nothing extends a lease.
+- ``--no-sweeper``: nobody ends what the dead left, nor sends hints that are owed.
+- ``--no-obedience``: a cancel is not heard of.
+- ``--no-overdue``: training goes on when the lease could not be extended in time.
+- ``--no-database-clock``: leases end by this process's clock.
 - ``--no-asking``: the worker takes jobs on hints alone.
 - ``--no-resend``: nobody sends the hints that are owed.
 - ``--acks-late``: a hint is acknowledged when the job is done, as Celery can.
@@ -11,20 +16,23 @@
 - ``--pickle``: and those that are pickled.
 """
 
+import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery import Celery
 from celery.worker.consumer import Consumer
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import BindParameter, ColumnElement, literal, select
 from sqlalchemy.orm import Session
 
 from app.jobs import claims
 from app.jobs.claims import ClaimStore
 from app.jobs.hint import TASK_NAME
-from app.tables import Job
+from app.tables import Job, UtcDateTime
 from worker import __main__ as program
 from worker.embedded import EmbeddedWorker
+from worker.link import LedgerLink
 from worker.supervisor import Supervisor
 from worker.sweeper import Sweeper
 
@@ -52,6 +60,29 @@ def _no_guard() -> None:
         return session.scalar(select(Job.id).where(unfinished()))
 
     claims.is_claimable, claims.next_job = unfinished, next_job
+
+
+def _no_beats() -> None:
+    LedgerLink._beat = lambda _: time.monotonic()  # type: ignore[method-assign]
+
+
+def _no_sweeper() -> None:
+    Sweeper.sweep = lambda _: None  # type: ignore[method-assign]
+
+
+def _no_obedience() -> None:
+    LedgerLink._heed = lambda *_: None  # type: ignore[method-assign]
+
+
+def _no_overdue() -> None:
+    LedgerLink.overdue = False  # type: ignore[assignment,method-assign]
+
+
+def _no_database_clock() -> None:
+    def now_plus(delta: timedelta) -> BindParameter[datetime]:
+        return literal(datetime.now(UTC) + delta, UtcDateTime())
+
+    claims.now_plus = now_plus  # type: ignore[assignment]
 
 
 def _no_asking() -> None:
@@ -104,6 +135,11 @@ def _configure(**settings: Any) -> None:
 _TAKE_AWAY: dict[str, Callable[[], None]] = {
     "--no-fence": _no_fence,
     "--no-guard": _no_guard,
+    "--no-beats": _no_beats,
+    "--no-sweeper": _no_sweeper,
+    "--no-obedience": _no_obedience,
+    "--no-overdue": _no_overdue,
+    "--no-database-clock": _no_database_clock,
     "--no-asking": _no_asking,
     "--no-resend": _no_resend,
     "--acks-late": _acks_late,

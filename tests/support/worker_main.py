@@ -1,8 +1,8 @@
 """A real worker process with the scripted trainer, on the broker's queue ``TEST_QUEUE`` when that is set.
 
-``--trainer quick`` and ``--trainer real`` run another one; ``TEST_TRAINER`` names a module of one. Faults can be placed exactly: ``--die before-commit`` and
-``after-commit`` kill the process there when it publishes; ``--hold preparing`` and ``publishing`` have it wait there,
-saying ``held``, until the data folder holds a file ``go-on``.
+``--trainer quick`` and ``--trainer real`` run another one; ``TEST_TRAINER`` names a module of one. Faults can be placed
+exactly: ``--die before-commit`` and ``after-commit`` kill the process there when it publishes; ``--hold preparing`` and
+``publishing`` have it wait there, saying ``held``, until the data folder holds a file ``go-on``.
 
 Its other arguments take protections away (tests/support/unprotected.py).
 """

@@ -17,6 +17,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, SQLColumnExpression, create_engine, event, func, literal, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.compiler import compiles
@@ -92,6 +94,20 @@ def read_only(sessions: sessionmaker[Session]) -> Iterator[Session]:
             options["isolation_level"] = "REPEATABLE READ"  # else each statement would see a state of its own
         session.connection(execution_options=options)
         yield session
+
+
+def take_any_time(session: Session) -> None:
+    """Lift the limits of time from the transaction, for what reads whole tables."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SET LOCAL statement_timeout = 0"))
+        session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+
+
+def revisions(engine: Engine) -> tuple[str | None, str | None]:
+    """The schema's revision, None before the first migration, and the one that this code is for."""
+    with engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    return found, ScriptDirectory.from_config(alembic_config()).get_current_head()
 
 
 class now_utc(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function it is

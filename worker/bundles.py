@@ -1,10 +1,9 @@
 """From a folder that a trainer filled to a publication: every file a blob, and one digest over all of them."""
 
-import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 
+from app.classifiers.messages import bundle_version
 from app.ids import new_id
 from app.jobs.messages import Publication
 from app.storage import BlobStore
@@ -27,18 +26,13 @@ def store_bundle(storage: BlobStore, result: ResultReport, output_dir: Path) -> 
     return Publication(
         classifier_id=new_id("clf"),
         files=files,
-        version=version_of(files),
+        version=bundle_version(files),
         metrics=result.metrics,
         verdict=None if result.verdict is None else asdict(result.verdict),
         report=None if result.report is None else asdict(result.report),
         unknown_below=result.unknown_below.adapted,
         zero_shot_unknown_below=result.unknown_below.zero_shot,
     )
-
-
-def version_of(files: dict[str, str]) -> str:
-    """Digest of a bundle: sha256 over the JSON of its sorted file names and their sha256."""
-    return hashlib.sha256(json.dumps(files, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _files(bundle_dir: Path, output_dir: Path) -> list[Path]:

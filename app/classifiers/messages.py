@@ -67,3 +67,8 @@ class NewClassifier:
         if self.unknown_below is not None:
             decisive["unknown_below"] = self.unknown_below
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def bundle_version(files: Mapping[str, str]) -> str:
+    """Digest of a bundle: sha256 over the JSON of its sorted file names and their sha256."""
+    return hashlib.sha256(json.dumps(dict(files), sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli.admin import app as admin
 from app.cli.serve import Program, run_together
 from app.config import Settings
 from app.database import make_engine, migrate
@@ -14,6 +15,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="MUST as a se
 
 
 app.add_typer(training)
+app.add_typer(admin, name="admin")
 
 
 @app.callback()

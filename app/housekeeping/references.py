@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import select
@@ -18,28 +19,38 @@ class BlobReferences:
 
     column: InstrumentedAttribute[Any]
     owner: InstrumentedAttribute[str]
-    """Whose the row is, for people."""
+    """Whose the row is."""
     names: Callable[[Any], Iterable[str]]
     """The sha256 within one value."""
     indexed: bool
-    """The column holds one name and can be searched by it."""
+    """The column holds one name and can be searched by it; otherwise it is read as a whole."""
 
     def among(self, session: Session, names: set[str]) -> set[str]:
         """Those of ``names`` that something refers to."""
         if self.indexed:
-            query = select(self.column).where(self.column.in_(names)).distinct()
-            return set(session.scalars(query))
-        return {name for value in self._values(session, self.column) for name in self.names(value[0])} & names
+            return set(session.scalars(select(self.column).where(self.column.in_(names)).distinct()))
+        return set(self.all(session)) & names
 
-    def all(self, session: Session) -> Iterator[tuple[str, str]]:
-        """Every reference, as owner and name, in no order and bounded memory. A name may come more than once."""
-        for value, owner in self._values(session, self.column, self.owner):
-            for name in self.names(value):
-                yield owner, name
+    def all(self, session: Session) -> Iterator[str]:
+        """Every name, in one query and little memory; a name may come more than once."""
+        query = select(self.column).distinct() if self.indexed else select(self.column)
+        for value in session.scalars(query.execution_options(yield_per=_ROWS_AT_ONCE)):
+            yield from self.names(value)
 
-    @staticmethod
-    def _values(session: Session, *columns: Any) -> Iterator[Any]:
-        yield from session.execute(select(*columns).execution_options(yield_per=_ROWS_AT_ONCE))
+    def page(self, session: Session, after: str) -> tuple[list[str], str | None]:
+        """The same a part at a time, for what takes long with each: names, and what the next part comes after."""
+        key = self.column if self.indexed else self.owner
+        query = select(key, self.column).distinct() if self.indexed else select(key, self.column)
+        rows = session.execute(query.where(key > after).order_by(key).limit(_ROWS_AT_ONCE)).all()
+        return [name for row in rows for name in self.names(row[1])], rows[-1][0] if rows else None
+
+    def owners(self, session: Session, name: str, *, limit: int) -> list[str]:
+        """Who refers to a blob, up to ``limit``."""
+        query = select(self.owner, self.column)
+        rows = session.execute(
+            (query.where(self.column == name) if self.indexed else query).execution_options(yield_per=_ROWS_AT_ONCE)
+        )
+        return list(islice((owner for owner, value in rows if name in self.names(value)), limit))
 
 
 def _itself(value: str) -> Iterable[str]:

@@ -28,6 +28,8 @@ CANCELLING = JobStatus.CANCELLING.value
 
 CLAIM_LOCK = 0x6D757375
 """Any constant: the advisory lock under which workers claim one after the other."""
+FENCE_JUMP = 1000
+"""More attempts than any job has between a backup and the day it is restored."""
 NO_TERMS = Terms()
 
 PENDING_TOO_LONG = JobError(
@@ -277,6 +279,27 @@ class ClaimStore:
         dead = and_(Job.status == CANCELLING, Job.lease_until < now_utc())
         values = {"status": JobStatus.CANCELLED.value}
         return self._sweep(dead, values, JobStatus.CANCELLED, "Cancelled; its worker had stopped answering.")
+
+    def forget_workers(self, message: str) -> None:
+        """Take all jobs from all workers, in a ledger that was put back to an earlier state: none of them may write.
+
+        Held jobs are queued again and the attempt is not counted, those to be cancelled are cancelled. The fence jumps
+        over whatever a worker may hold from the time that is lost.
+        """
+        values = {
+            "status": QUEUED,
+            "attempts_forgiven": Job.attempts_forgiven + 1,
+            "available_at": now_utc(),
+            "notify_at": now_utc(),
+            "num_notified": 0,
+        }
+        self._sweep(Job.status == RUNNING, values, JobStatus.QUEUED, message)
+        self._sweep(Job.status == CANCELLING, {"status": JobStatus.CANCELLED.value}, JobStatus.CANCELLED, message)
+        self._session.execute(
+            update(Job)
+            .values(attempt=Job.attempt + FENCE_JUMP, attempts_forgiven=Job.attempts_forgiven + FENCE_JUMP)
+            .execution_options(synchronize_session=False)
+        )
 
     def statuses(self, job_ids: Sequence[str]) -> dict[str, tuple[JobStatus, timedelta]]:
         """Of those jobs that exist: the status, and how long ago the job finished (zero when it has not)."""

@@ -1,0 +1,255 @@
+"""What is in a backup, and when a folder holds one."""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, update
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.admin import backup as backup_module
+from app.admin.backup import BackedUp, Backup
+from app.admin.backup_folder import BackupFolder
+from app.admin.problems import AdminError, Problem
+from app.admin.restore import check_backup
+from app.exceptions import Unavailable
+from app.housekeeping.garbage import GarbageCollector
+from app.storage import LocalBlobStore
+from app.tables import Dataset
+from tests.support.garbage import GRACE, age, is_whole, remove_dataset
+from tests.support.populated import Populated, add_images
+
+Sessions = sessionmaker[Session]
+BackUp = Callable[[], BackedUp]
+
+only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> BackupFolder:
+    return BackupFolder(tmp_path / "backup")
+
+
+@pytest.fixture
+def problems() -> list[Problem]:
+    return []
+
+
+@pytest.fixture
+def back_up(engine: Engine, storage: LocalBlobStore, folder: BackupFolder, problems: list[Problem]) -> BackUp:
+    return lambda: Backup(engine=engine, storage=storage).write(folder.root, problems.append)
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def damages(folder: BackupFolder) -> set[str]:
+    found: list[Problem] = []
+    check_backup(folder.root, found.append)
+    return {problem.subject for problem in found}
+
+
+def test_all_rows_and_the_blobs_they_refer_to(
+    back_up: BackUp, folder: BackupFolder, populated: Populated, storage: LocalBlobStore
+) -> None:
+    orphan = storage.put_file(Path(__file__))
+    done = back_up()
+    assert (done.num_blobs, done.num_copied, done.num_lost) == (11, 11, 0)
+    assert {name for name, _ in folder.blobs.stored()} == {name for name, _ in storage.stored()} - {orphan}
+    assert done.num_rows > 20
+    assert damages(folder) == set()
+    assert folder.root.stat().st_mode & 0o077 == 0, "it holds what users sent"
+
+
+def test_a_second_one_copies_what_is_new_and_drops_what_is_not_needed(
+    back_up: BackUp, folder: BackupFolder, populated: Populated, sessions: Sessions, storage: LocalBlobStore
+) -> None:
+    back_up()
+    first = folder.manifest()
+    for name, _ in folder.blobs.stored():
+        age(folder.blobs, name)
+    _, (image,) = add_images(sessions, storage, [b"new"])
+    with sessions.begin() as session:
+        session.execute(update(Dataset).values(name="renamed"))
+    remove_dataset(sessions, populated.other_dataset_id)
+    done = back_up()
+    assert (done.num_blobs, done.num_copied) == (11, 1), "one came, one went"
+    assert is_whole(folder.blobs, image)
+    assert folder.manifest().rows != first.rows
+    assert [path.name for path in folder.root.glob("rows-*")] == [folder.manifest().rows]
+    assert damages(folder) == set()
+
+
+@only_sqlite
+@pytest.mark.parametrize("moment", ["_copy_blobs", "_write_rows"])
+def test_one_that_is_interrupted_leaves_the_one_before(
+    *,
+    back_up: BackUp,
+    folder: BackupFolder,
+    populated: Populated,
+    sessions: Sessions,
+    storage: LocalBlobStore,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Backup, moment, die)
+        with pytest.raises(Killed):
+            back_up()
+        with pytest.raises(AdminError, match="no backup"):
+            folder.manifest()
+    back_up()
+    before = folder.manifest()
+    add_images(sessions, storage, [b"new"])
+    with monkeypatch.context() as patch:
+        patch.setattr(BackupFolder, "finish", die)
+        with pytest.raises(Killed):
+            back_up()
+    assert folder.manifest() == before
+    assert damages(folder) == set()
+    assert back_up().num_blobs == 12
+    assert len(list(folder.root.glob("rows-*"))) == 1
+
+
+def test_it_is_of_one_moment(
+    *,
+    back_up: BackUp,
+    folder: BackupFolder,
+    populated: Populated,
+    sessions: Sessions,
+    storage: LocalBlobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While its rows are read, a dataset comes and another goes, and garbage is collected."""
+    write, collector = backup_module.write_rows, GarbageCollector(sessions=sessions, storage=storage, grace=GRACE)
+    changed: list[bool] = []
+
+    def change_then_write(session: Session, table: object) -> object:
+        if not changed and getattr(table, "name", "") == "dataset_images":
+            changed.append(True)
+            assert next(write(session, Dataset.__table__))  # type: ignore[arg-type] # the moment has begun
+            change = threading.Thread(target=change_it)
+            change.start()
+            change.join(timeout=60)
+            assert not change.is_alive()
+        return write(session, table)  # type: ignore[arg-type]
+
+    def change_it() -> None:
+        add_images(sessions, storage, [b"late"])
+        remove_dataset(sessions, populated.other_dataset_id)
+        for name, _ in storage.stored():
+            age(storage, name)
+        assert collector.collect().held
+
+    monkeypatch.setattr(backup_module, "write_rows", change_then_write)
+    assert back_up().num_blobs == 11
+    manifest = folder.manifest()
+    lines = {shape.name: list(folder.read_lines(manifest, file)) for shape, file in manifest.tables}
+    assert len(lines["datasets"]) == 2
+    assert len(lines["dataset_images"]) == 5 + 2
+    assert damages(folder) == set()
+    assert collector.collect().num_removed == 1, "when the backup is done, it goes"
+
+
+def test_without_the_hold_a_collection_takes_its_blobs(
+    *,
+    back_up: BackUp,
+    populated: Populated,
+    sessions: Sessions,
+    storage: LocalBlobStore,
+    monkeypatch: pytest.MonkeyPatch,
+    problems: list[Problem],
+) -> None:
+    """Negative control of the test above."""
+    copy = Backup._copy_blobs
+
+    def collect_then_copy(self: Backup, *rest: object) -> list[str]:
+        remove_dataset(sessions, populated.other_dataset_id)
+        for name, _ in storage.stored():
+            age(storage, name)
+        with monkeypatch.context() as patch:
+            patch.setattr("app.housekeeping.garbage.is_held", lambda _: False)
+            GarbageCollector(sessions=sessions, storage=storage, grace=GRACE).collect()
+        return copy(self, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Backup, "_copy_blobs", collect_then_copy)
+    assert back_up().num_lost == 1
+    assert [problem.code for problem in problems] == ["blob_not_in_backup"]
+
+
+@only_sqlite
+def test_what_is_not_whole_is_told_and_left_out(
+    back_up: BackUp, folder: BackupFolder, populated: Populated, storage: LocalBlobStore, problems: list[Problem]
+) -> None:
+    missing, broken = populated.images[:2]
+    storage._path(missing).unlink()
+    damage(storage._path(broken))
+    done = back_up()
+    assert (done.num_blobs, done.num_lost) == (9, 2)
+    assert {(problem.code, problem.subject) for problem in problems} == {
+        ("blob_not_in_backup", missing),
+        ("blob_not_in_backup", broken),
+    }
+    assert set(folder.manifest().lost) == {missing, broken}
+    assert damages(folder) == set(), "it is what it says it is"
+
+
+@only_sqlite
+def test_a_full_disk_is_no_lost_blob(
+    back_up: BackUp, folder: BackupFolder, populated: Populated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(paths: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("app.storage.sync", fail)
+    with pytest.raises(Unavailable, match="storage_full"):
+        back_up()
+    with pytest.raises(AdminError, match="no backup"):
+        folder.manifest()
+
+
+@only_sqlite
+def test_damage_to_any_part_is_found(back_up: BackUp, folder: BackupFolder, populated: Populated) -> None:
+    back_up()
+    manifest = folder.manifest()
+    rows = folder.root / manifest.rows
+    files = [rows / "jobs.jsonl", rows / "blobs.txt", folder.blobs.local_path(populated.images[0])]
+    for path in files:
+        whole = path.read_bytes()
+        damage(path)
+        assert damages(folder) == {path.name}
+        path.unlink()
+        assert damages(folder) == {path.name}
+        path.write_bytes(whole)
+    assert damages(folder) == set()
+    for position in range(0, folder.manifest_path.stat().st_size, 97):
+        content = bytearray(manifest.to_bytes())
+        content[position] ^= 1
+        folder.manifest_path.write_bytes(content)
+        with suppress(AdminError):
+            assert folder.manifest() == manifest, "white space at most"
+
+
+@only_sqlite
+def test_one_at_a_time_in_a_folder(back_up: BackUp, folder: BackupFolder, populated: Populated) -> None:
+    with folder.lock(), pytest.raises(AdminError, match="at work there"):
+        back_up()
+
+
+@only_sqlite
+def test_a_database_of_another_revision_is_not_backed_up(back_up: BackUp, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("update alembic_version set version_num = '0001'")
+    with pytest.raises(AdminError, match="must migrate"):
+        back_up()

@@ -4,6 +4,7 @@ With a broker (``MUST_BROKER_URL``) it is a Celery worker, without one it asks t
 ends it at once, and its trainers with it; their jobs are then recovered by their leases.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -178,6 +179,8 @@ def _listen(celery: Celery, supervisor: Supervisor) -> int:
         if supervisor.stopping:
             return int(worker.exitcode or 0)
         _log.error("hints_not_heard", listens_again_in_s=LISTEN_AGAIN_S)
+        del worker
+        gc.collect()  # it holds descriptors in cycles
         if supervisor.wait_until_stopping(LISTEN_AGAIN_S):
             return 0
 

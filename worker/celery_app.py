@@ -105,6 +105,6 @@ def _receiver_options(url: str) -> dict[str, Any]:
             "socket_keepalive": True,
             "health_check_interval": 10,
             "socket_connect_timeout": 4,
-            "socket_timeout": 15,
+            "socket_timeout": 5,
         }
     return {}

@@ -203,3 +203,19 @@ def test_a_worker_behind_a_broker_stops_gracefully(start_worker: StartWorker, se
     start_worker(lease="PT600S")  # a busy machine must not cost a start
     wait_until(sessions, job_id, JobStatus.SUCCEEDED)
     assert starts(sessions, job_id) == 2
+
+
+@only(REDIS)
+def test_a_job_whose_worker_is_killed_instead_waits_for_its_lease(
+    start_worker: StartWorker, sessions: Sessions, stack: Stack
+) -> None:
+    """The control: no word, no handing over."""
+    job_id = add_job(sessions, hyperparameters={"steps": 1000, "step_ms": 30})
+    first = start_worker(lease="PT600S")
+    wait_until_training(sessions, job_id)
+    first.send(signal.SIGKILL)
+    first.wait()
+    start_worker(lease="PT600S")
+    wait_for_sweeps(sessions, 10)
+    assert status(sessions, job_id) is JobStatus.RUNNING
+    assert starts(sessions, job_id) == 1

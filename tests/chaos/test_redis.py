@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from app.ids import new_id
 from app.jobs.hint import QUEUE
 from app.jobs.status import JobStatus
 from app.queue import CeleryTaskQueue
-from tests.chaos.test_broker import starts
+from tests.chaos.test_broker import starts, wait_for_sweeps
 from tests.chaos.test_workers import num_classifiers, status, wait_until, wait_until_training
 from tests.support.brokers import RedisServer, redis_server
 from tests.support.clock import Clock
@@ -118,6 +119,46 @@ def test_whatever_befalls_redis_hints_are_heard_afterwards(
         job_id = add_job(sessions)
         assert sender.send(job_id)
         wait_until(sessions, job_id, JobStatus.SUCCEEDED)
+    held = num_polling(worker)
+    for n in range(len(worker.events("hints_not_heard")), 10):
+        befall("nonsense", redis, worker, sender)
+        wait_for(lambda n=n: len(worker.events("hints_not_heard")) > n, what="Celery to break")  # type: ignore[misc]
+    assert num_polling(worker) <= held, "descriptors of a Celery that is no more"
+
+
+def num_polling(worker: WorkerProcess) -> int:
+    """Epoll descriptors that a worker has open."""
+    num = 0
+    for descriptor in Path(f"/proc/{worker.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            num += "eventpoll" in str(descriptor.readlink())
+    return num
+
+
+def test_a_worker_that_is_told_to_go_while_redis_is_frozen_gives_its_job_back_and_ends(
+    start_worker: StartWorker, sessions: Sessions, redis: RedisServer, sender: Sender
+) -> None:
+    """Both workers have begun to take a hint, which Redis is to note. The control waits for that for ever."""
+    job_id = add_job(sessions, max_attempts=1, hyperparameters={"steps": 10_000, "step_ms": 20})
+    worker = start_worker("--no-resend", lease="PT600S")
+    wait_until_training(sessions, job_id)
+    control = start_worker(*ON_HINTS_ALONE, "--patient")
+    workers = [worker, control]
+    for each in workers:
+        wait_for(lambda each=each: "ready." in each.log_path.read_text(), what="the worker to listen")  # type: ignore[misc]
+        each.send(signal.SIGSTOP)
+    assert sender.send(new_id("job"))
+    assert sender.send(new_id("job"))
+    with redis.frozen():
+        for each in workers:
+            each.send(signal.SIGCONT)
+        wait_for_sweeps(sessions, 10)  # both had time to read their hints
+        for each in workers:
+            each.send(signal.SIGTERM)
+        assert worker.wait() == 0
+        assert status(sessions, job_id) is JobStatus.QUEUED
+        assert control.process.poll() is None
+    assert control.wait() == 0
 
 
 @pytest.mark.parametrize("flags", [[], ["--acks-late"]], ids=["acks early", "acks late"])

@@ -11,6 +11,7 @@
 - ``--no-resend``: nobody sends the hints that are owed.
 - ``--acks-late``: a hint is acknowledged when the job is done, as Celery can.
 - ``--visibility-timeout=S``: when Redis' unacknowledged messages are delivered again.
+- ``--patient``: it waits for Redis as long as Redis takes.
 - ``--listen-once``: what ends Celery ends the worker.
 - ``--any-message``: Celery takes messages as it does by itself.
 - ``--pickle``: and those that are pickled.
@@ -104,6 +105,10 @@ def _acks_late() -> None:
     program.register = register_late
 
 
+def _patient() -> None:
+    _configure(broker_transport_options={})
+
+
 def _listen_once() -> None:
     def listen(celery: Celery, supervisor: Supervisor) -> int:
         worker = celery.Worker(without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True)
@@ -143,6 +148,7 @@ _TAKE_AWAY: dict[str, Callable[[], None]] = {
     "--no-asking": _no_asking,
     "--no-resend": _no_resend,
     "--acks-late": _acks_late,
+    "--patient": _patient,
     "--listen-once": _listen_once,
     "--any-message": _any_message,
     "--pickle": _pickle,

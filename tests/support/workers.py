@@ -67,7 +67,8 @@ class WorkerProcess:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Its log lines of one event."""
-        lines = [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
+        whole = self.log_path.read_text().rpartition("\n")[0]  # the last line may be under way
+        lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == name]
 
     def trainer_pid(self) -> int:

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from sqlite3 import SQLITE_FULL
 from sqlite3 import Connection as SqliteConnection
+from sqlite3 import Error as SqliteError
 from sqlite3 import OperationalError as SqliteOperationalError
 from typing import Any
 
@@ -19,8 +21,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.errors import DiskFull
 from sqlalchemy import Connection, Engine, SQLColumnExpression, create_engine, event, func, literal, select, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -181,6 +185,13 @@ def _seconds_between_sqlite(element: _SecondsBetween, compiler: SQLCompiler, **k
 def _seconds_between(element: _SecondsBetween, compiler: SQLCompiler, **kw: Any) -> str:
     start, end = (compiler.process(clause, **kw) for clause in element.clauses)
     return f"CAST(EXTRACT(EPOCH FROM ({end} - {start})) AS DOUBLE PRECISION)"
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a database's error is that its disk has no room left. Reading goes on then."""
+    if isinstance(error, DBAPIError) and isinstance(error.orig, SqliteError):
+        return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == SQLITE_FULL  # the rest of it says where
+    return isinstance(error, DBAPIError) and isinstance(error.orig, DiskFull)
 
 
 def wait_for_turn(session: Session, lock: int) -> None:

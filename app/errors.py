@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from app import exceptions
+from app.database import is_full
 from app.middleware import request_id_of
 
 _log = structlog.get_logger(__name__)
@@ -131,6 +132,9 @@ async def _disconnected(request: Request, error: Exception) -> Response:  # noqa
 
 
 async def _database_error(request: Request, error: Exception) -> Response:
+    if is_full(error):
+        _log.error("database_full", exc_info=error)
+        return problem(request, 503, "storage_full", "The storage is full.", headers={"Retry-After": "30"})
     _log.error("database_unavailable", exc_info=error)
     detail = "The database does not answer now."
     return problem(request, 503, "database_unavailable", detail, headers={"Retry-After": "5"})

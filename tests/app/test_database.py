@@ -1,5 +1,6 @@
 """The database's clock, transactions and migrations, alike on SQLite and PostgreSQL."""
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,15 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
+from psycopg.errors import AdminShutdown, DiskFull
 from sqlalchemy import Engine, inspect, select, text, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
+from app import database
 from app.database import (
     alembic_config,
+    is_full,
     make_engine,
     make_sessionmaker,
     migrate,
@@ -127,8 +131,16 @@ def test_a_reading_session_sees_one_state(sessions: sessionmaker[Session], *, re
         assert (session.scalar(select(Dataset.name)) == before) == reading
 
 
-def test_read_then_write_never_fails_for_a_lock(sessions: sessionmaker[Session]) -> None:
-    """Without BEGIN IMMEDIATE two of these upgrade their locks at once, and SQLite fails one on the spot."""
+@pytest.mark.parametrize("begin", ["immediate", "deferred"])
+def test_read_then_write_never_fails_for_a_lock(database_url: str, monkeypatch: pytest.MonkeyPatch, begin: str) -> None:
+    """Without BEGIN IMMEDIATE, the control, two of these upgrade their locks at once, and SQLite fails one on the
+    spot."""
+    if begin == "deferred":
+        if not database_url.startswith("sqlite"):
+            pytest.skip("PostgreSQL locks rows")
+        monkeypatch.setattr(database, "_begin_sqlite", lambda connection: connection.exec_driver_sql("BEGIN"))
+    engine = make_engine(database_url)
+    sessions = make_sessionmaker(engine)
     add_job(sessions)
     barrier = threading.Barrier(6)
 
@@ -141,9 +153,21 @@ def test_read_then_write_never_fails_for_a_lock(sessions: sessionmaker[Session])
                 session.execute(update(Job).values(seed=seed + 1))
 
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(bump, range(6)))
+        failed = [done for done in [pool.submit(bump, n) for n in range(6)] if done.exception()]
     with sessions() as session, session.begin():
-        assert session.scalar(select(Job.seed)) == 30
+        total = session.scalar(select(Job.seed))
+    engine.dispose()
+    assert (failed == [], total == 30) == (begin == "immediate",) * 2, (failed, total)
+
+
+def test_a_full_disk_is_told_from_other_errors() -> None:
+    """SQLite's own, on a disk that is full, is in tests/chaos/test_disks.py."""
+    assert is_full(OperationalError("INSERT", {}, DiskFull("could not extend file")))
+    assert not is_full(OperationalError("INSERT", {}, AdminShutdown("terminating connection")))
+    busy = sqlite3.OperationalError("database is locked")
+    busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    assert not is_full(OperationalError("INSERT", {}, busy))
+    assert not is_full(OSError())
 
 
 def test_sqlite_is_set_up_to_keep_what_it_was_given(tmp_path: Path) -> None:

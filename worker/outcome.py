@@ -64,8 +64,10 @@ def judge(  # noqa: PLR0911 - a decision table
     interruption: Interruption | None,
     result: ResultReport | None,
     error: ErrorReport | None,
+    out_of_memory: bool = True,
 ) -> Outcome:
-    """What an exit means. ``code`` is negative for the number of a signal, like in `subprocess`."""
+    """What an exit means. ``code`` is negative for the number of a signal, like in `subprocess`. ``out_of_memory``: a
+    SIGKILL that we did not send may have been the kernel's."""
     if interruption is Interruption.LOST:
         return Outcome(ending=Ending.ABANDON)
     if interruption is Interruption.CANCEL:
@@ -87,12 +89,11 @@ def judge(  # noqa: PLR0911 - a decision table
         return Outcome(ending=Ending.FAIL, error=MAX_RUNTIME_EXCEEDED)
     if stopped:
         return Outcome(ending=Ending.RELEASE)  # also when it had to be killed: the stop was not its fault
-    return _accident(code)
+    return _accident(code, out_of_memory=out_of_memory)
 
 
-def _accident(code: int) -> Outcome:
-    if code == -signal.SIGKILL:
-        # Not by us, so almost surely by the kernel's out-of-memory killer.
+def _accident(code: int, *, out_of_memory: bool) -> Outcome:
+    if code == -signal.SIGKILL and out_of_memory:
         error = JobError(code="worker_out_of_memory", message="The training ran out of memory and was killed.")
         return Outcome(ending=Ending.RETRY, error=error)
     if code < 0:

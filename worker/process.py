@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from app.jobs.messages import LogStream
+from worker.kernel_kills import kernel_kills
 from worker.protocol import MAX_LINE_BYTES, REPORT_FD_VARIABLE
 
 SHIM = Path(__file__).with_name("exec_shim.py")
@@ -55,6 +56,7 @@ class Trainer:
     ) -> None:
         """Start it. ``devices``: the environment that shows it its GPUs, if it is not to see this process's. Raises
         `OSError` when the machine has no room for a process."""
+        self._kernel_kills = kernel_kills()
         report_read, report_write = os.pipe()
         environment = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
         environment |= {
@@ -97,6 +99,11 @@ class Trainer:
     def exited(self) -> bool:
         """It has ended; `finish` tells how."""
         return self._exited.is_set()
+
+    @property
+    def may_have_run_out_of_memory(self) -> bool:
+        """The kernel has killed a process for want of memory since this one started, or does not say."""
+        return self._kernel_kills is None or kernel_kills() != self._kernel_kills
 
     def ask_to_stop(self) -> None:
         """Ask for a checkpoint and an end. Its own children are its own business."""

@@ -250,7 +250,13 @@ class _Attempt:
             self._job_log.end()  # what a descendant that left the group says from now on holds nobody up
             self._share.give_back()
         result = self._relay.result
-        outcome = judge(code, interruption=interruption, result=result, error=self._relay.error)
+        outcome = judge(
+            code,
+            interruption=interruption,
+            result=result,
+            error=self._relay.error,
+            out_of_memory=trainer.may_have_run_out_of_memory,
+        )
         _log.info(
             "trainer_ended",
             exit_code=code,

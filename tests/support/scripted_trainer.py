@@ -5,8 +5,9 @@ Its script is the job's ``hyperparameters``:
 - ``steps``, ``step_ms``: length; it writes a checkpoint after every step and resumes like a real one.
 - ``crash_at``: {step: what}, with what one of ``exit N``, ``signal N``, ``usage``, ``fatal``, ``transient``, ``hang``
   (beats and nothing else any more), ``babble`` (reports without end that tell of no progress), ``work N`` (for N
-  seconds no steps, but parts of something), ``close`` (closes the report line and runs on), ``flood`` (reports as fast
-  as it can for a while), ``garbage`` (lines that are no reports), ``say N`` (N MB on stdout).
+  seconds no steps, but parts of something), ``close`` (closes the report line and runs on), ``exhaust FOLDER`` (joins
+  a control group and takes more memory than it has), ``flood`` (reports as fast as it can for a while), ``garbage``
+  (lines that are no reports), ``say N`` (N MB on stdout).
 - ``only_attempt``: crash in this attempt only.
 - ``deaf``: ignore SIGTERM.
 - ``grandchild``: start a process that would outlive it, and say its pid in the metrics.
@@ -107,6 +108,11 @@ def _misbehave(link: TrainerLink, spec: TrainerSpec, script: dict[str, Any], ste
         _end(link, word, number)
     if word in {"hang", "babble", "work", "close"}:
         _linger(link, word, number, step)
+    if word == "exhaust":
+        (Path(number) / "cgroup.procs").write_text(str(os.getpid()))
+        taken = bytearray(256 * 1024**2)
+        for page in range(0, len(taken), 4096):
+            taken[page] = 1
     if word == "flood":
         for n in range(5000):
             link.send(MetricsReport(metrics={"n": n}))

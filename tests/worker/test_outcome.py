@@ -71,3 +71,10 @@ def test_verdicts(  # noqa: PLR0917 - a table
     outcome = judge(code, interruption=interruption, result=result, error=report)
     assert outcome.ending is ending
     assert (outcome.error.code if outcome.error else None) == told
+
+
+@pytest.mark.parametrize(("code", "told"), [(-9, "worker_lost"), (-11, "worker_lost"), (0, "internal_error")])
+def test_no_kill_is_the_kernels_when_it_killed_nobody(code: int, told: str) -> None:
+    outcome = judge(code, interruption=None, result=None, error=None, out_of_memory=False)
+    assert outcome.error is not None
+    assert outcome.error.code == told

@@ -130,16 +130,15 @@ def test_each_kind_of_end_has_its_story(
         assert (job.error.message, job.error.param) == ("As told.", "crash_at")
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGSEGV, "worker_lost"), (signal.SIGKILL, "worker_out_of_memory")]
-)
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_crash_loop_stops_after_max_attempts_and_resumes_in_between(
     supervise: Callable[..., Supervisor],
     sessions: sessionmaker[Session],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
-    code: str,
 ) -> None:
+    monkeypatch.setattr("worker.process.kernel_kills", lambda: 0)  # other tests bring such kills about
     script = {"steps": 3, "crash_at": {"3": f"signal {number.value}"}}
     job_id = add_job(sessions, max_attempts=3, hyperparameters=script)
     supervisor = supervise()
@@ -149,7 +148,7 @@ def test_a_crash_loop_stops_after_max_attempts_and_resumes_in_between(
     job = read_job(sessions, job_id)
     assert (job.status, job.attempt) == (JobStatus.FAILED, 3)
     assert job.error is not None
-    assert job.error.code == code
+    assert (job.error.code, number.name in job.error.message) == ("worker_lost", True)
     runs = tmp_path / "runs" / job_id
     assert (runs / "attempt-1" / "steps.txt").read_text().split() == ["1", "2"]
     assert not (runs / "attempt-3" / "steps.txt").exists(), "later attempts redo nothing"

@@ -154,7 +154,8 @@ def _run_celery(settings: Settings, ledger: Ledger, supervisor: Supervisor) -> i
     asking = EmbeddedWorker(supervisor, concurrency=settings.worker_concurrency, poll_interval=settings.sweep_interval)
 
     # Celery calls this inside its own signal handler, in the main thread, which uses none of the supervisor's locks.
-    def on_shutdown(**_: Any) -> None:
+    def on_shutdown(*, sig: str, **_: Any) -> None:
+        signal.signal(signal.Signals[sig], signal.SIG_DFL)  # the next one ends us; Celery would not hear it
         supervisor.stop()
 
     signals.worker_shutting_down.connect(on_shutdown, weak=False)

@@ -22,8 +22,8 @@ from app.queue import CeleryTaskQueue
 from app.tables import Worker
 from tests.chaos.test_workers import status, wait_until, wait_until_training
 from tests.support.jobs import add_job, read_job
-from tests.support.stacks import RABBITMQ, REDIS, Stack, only
-from tests.support.workers import WorkerProcess, wait_for
+from tests.support.stacks import EMBEDDED, RABBITMQ, REDIS, Stack, only
+from tests.support.workers import WorkerProcess, is_running, wait_for
 
 StartWorker = Callable[..., WorkerProcess]
 Sessions = sessionmaker[Session]
@@ -219,3 +219,16 @@ def test_a_job_whose_worker_is_killed_instead_waits_for_its_lease(
     wait_for_sweeps(sessions, 10)
     assert status(sessions, job_id) is JobStatus.RUNNING
     assert starts(sessions, job_id) == 1
+
+
+@only(EMBEDDED, REDIS)
+def test_a_second_signal_ends_a_worker_at_once(start_worker: StartWorker, sessions: Sessions) -> None:
+    """Its trainer does not obey, and it would wait for that as long as the test may take."""
+    job_id = add_job(sessions, hyperparameters={"steps": 100_000, "step_ms": 20, "deaf": True})
+    worker = start_worker(lease="PT600S", stop_grace="PT600S")
+    wait_until_training(sessions, job_id)
+    worker.send(signal.SIGTERM)
+    wait_for(lambda: worker.events("trainer_stopping"), what="the worker to heed the first")
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == -signal.SIGTERM
+    wait_for(lambda: not is_running(worker.trainer_pid()), what="the trainer's end")

@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from app import __doc__ as about
 from app import __version__, errors, openapi
 from app.config import Settings
+from app.cross_site import CrossSiteMiddleware
 from app.database import make_engine, make_sessionmaker, migrate
 from app.deps import Services
 from app.inference.bundles import StoredBundles
@@ -59,6 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(title="MUST as a service", version=__version__, description=about or "", lifespan=lifespan)
     for module in (datasets, jobs, job_logs, reports, classifiers, aliases, classify, models, health, icon):
         app.include_router(module.router)
+    app.add_middleware(CrossSiteMiddleware)
     app.add_middleware(RequestIdMiddleware)
     errors.install(app)
     openapi.install(app)

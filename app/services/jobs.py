@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.database import read_only
@@ -24,6 +26,8 @@ from app.queue import TaskQueue
 from app.services.classifiers import ClassifierService
 from app.services.cursors import require_cursor
 from app.services.datasets import DatasetService
+
+_log = structlog.get_logger(__name__)
 
 MIN_IMAGES = 2
 """Fewer make no batch."""
@@ -201,9 +205,14 @@ class JobService:
         return replace(found, outlook=OutlookStore(session, max_running_per_tenant=self._max_running).of(job_id))
 
     def _enqueue(self, job_id: str) -> None:
-        if self._queue.send(job_id):
+        """Tell the workers of a job that is committed: whatever fails from here on, the sweeper makes up for."""
+        if not self._queue.send(job_id):
+            return
+        try:
             with self._sessions.begin() as session:
                 JobStore(session).mark_notified([job_id])
+        except SQLAlchemyError as e:
+            _log.warning("hint_not_noted", job_id=job_id, error=str(e)[:300])
 
     @staticmethod
     def _require_id(job_id: str) -> None:

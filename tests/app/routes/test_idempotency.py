@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
+from sqlalchemy.exc import OperationalError
 
 from app.idempotency.messages import KeyedRequest
 from app.idempotency.store import IdempotencyStore
 from app.ids import new_id
+from app.jobs.store import JobStore
 from tests.support.tiny import CLASSES, make_images
 
 Post = Callable[..., Response]
@@ -224,3 +226,18 @@ def test_a_form_of_which_the_job_is_refused_leaves_no_dataset(client: TestClient
         answer = client.post("/jobs", data=fields, files=files(images), headers=headers)
         assert code(answer) == (422, "invalid_combination")
     assert everything(client) == before
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "noted"}], ids=["plain", "keyed"])
+def test_a_committed_job_is_accepted_whatever_fails_afterwards(
+    client: TestClient, dataset_id: str, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    """An error would have its user send it again."""
+
+    def gone(*_: object) -> None:
+        raise OperationalError("UPDATE", {}, Exception("the database is gone"))
+
+    monkeypatch.setattr(JobStore, "mark_notified", gone)
+    answer = client.post("/jobs", json={"dataset_id": dataset_id, "classes": CLASSES}, headers=headers)
+    assert answer.status_code == 202, answer.text
+    assert client.get(answer.headers["Location"]).json()["status"] == "queued"

@@ -1,6 +1,8 @@
 """An API that is killed: what was accepted is there, what was not leaves nothing, and a key makes one thing of many."""
 
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -148,6 +150,40 @@ def test_without_the_one_transaction_a_crash_makes_two_of_one(
         api.wait_until_reborn()
         user.insist(key, with_images=has_images)
         assert len(ids(sessions, twice) - before) == 2
+
+
+@pytest.mark.parametrize(
+    ("stack", "fence"),
+    [
+        pytest.param("sqlite", "fenced", id="embedded-fenced"),
+        pytest.param("redis", "fenced", id="redis-fenced", marks=pytest.mark.services),
+        pytest.param("sqlite", "unfenced", id="embedded-unfenced"),
+    ],
+    indirect=["stack"],
+)
+def test_an_api_that_was_frozen_commits_nothing_that_another_has_done(
+    start_api: StartApi, sessions: Sessions, images: list[Path], fence: str
+) -> None:
+    """Unfenced is the negative control: there the zombie's job must be seen."""
+    api = start_api(*(["fence"] if fence == "unfenced" else []))
+    user = User(api, images)
+    zombie, key = api.pid(), new_id("key")
+    api.die_at("before_transaction", by=signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(user.submit, key)
+        api.wait_until_reached()
+        api.start_another()
+        heirs = user.insist(key)
+        os.kill(zombie, signal.SIGCONT)
+        told = first.result()
+    assert told is not None
+    if fence == "unfenced":
+        assert told.status_code == httpx.codes.ACCEPTED
+        assert ids(sessions, Job) == {told.json()["id"], heirs.json()["id"]}
+        return
+    assert (told.status_code, told.json()["code"]) == (httpx.codes.CONFLICT, "idempotency_in_flight")
+    assert ids(sessions, Job) == {heirs.json()["id"]}
+    assert user.insist(key).content == heirs.content
 
 
 @only(EMBEDDED, REDIS)

@@ -1,4 +1,4 @@
-"""Places in the API at which it kills itself, once, when a file names one; and protections taken away."""
+"""Places in the API at which it kills or stops itself, once, when a file says so; and protections taken away."""
 
 import os
 import signal
@@ -16,24 +16,36 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import main
 from app.idempotency.messages import Answer, KeyedRequest
 from app.idempotency.recorder import Recorder, unrecorded
+from app.idempotency.store import IdempotencyStore
 from app.ingest.uploads import Upload
+from app.jobs.messages import NewJob
 from app.jobs.store import JobStore
 from app.queue import CeleryTaskQueue, LedgerOnlyQueue
 from app.services.idempotency import IdempotencyService
 from app.services.jobs import JobService
+from app.tables import IdempotencyKey
 
 POINTS = ("before_commit", "after_commit", "after_publish", "before_reply", "after_reply")
-"""Of a request that makes a job, in order."""
+"""Of a request that makes a job, in order. ``before_transaction`` is one too; nothing has happened there."""
 
 
 def install(file: Path) -> None:
-    """Have this process die when it reaches the point that ``file`` holds, and the file be gone then."""
+    """Have this process send itself a signal when it reaches a point, as ``file`` has them; the file is gone then."""
 
     def reach(point: str) -> None:
         with suppress(FileNotFoundError):
-            if file.read_text() == point:
+            wanted, number = file.read_text().split()
+            if wanted == point:
                 file.unlink()
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.Signals(int(number)))
+
+    new_job = JobService._new_job
+
+    def reach_and_make(*arguments: Any) -> NewJob:
+        reach("before_transaction")
+        return new_job(*arguments)
+
+    JobService._new_job = reach_and_make  # type: ignore[method-assign]
 
     add = JobStore.add
 
@@ -85,7 +97,16 @@ def commit_datasets_first() -> None:
     JobService.submit_with_images = submit_with_images  # type: ignore[method-assign]
 
 
-TAKEN_AWAY = {"one_transaction": record_afterwards, "datasets_with_jobs": commit_datasets_first}
+def remove_fence() -> None:
+    """Take a protection away: whoever once held a key may answer it."""
+    IdempotencyStore._fence = staticmethod(lambda hold: (IdempotencyKey.key == hold.key,))  # type: ignore[method-assign]
+
+
+TAKEN_AWAY = {
+    "one_transaction": record_afterwards,
+    "datasets_with_jobs": commit_datasets_first,
+    "fence": remove_fence,
+}
 
 
 def _of_a_job(reach: Callable[[str], None], point: str, session: Session) -> None:

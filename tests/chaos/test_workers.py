@@ -157,12 +157,20 @@ def test_a_graceful_stop_loses_nothing(start_worker: StartWorker, sessions: Sess
 
 
 @only(EMBEDDED)
-def test_a_poison_job_stops_and_others_are_unaffected(start_worker: StartWorker, sessions: Sessions) -> None:
-    poison = add_job(sessions, hyperparameters={"crash_at": {"1": f"signal {signal.SIGSEGV.value}"}})
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_poison_job_stops_and_others_are_unaffected(
+    start_worker: StartWorker, sessions: Sessions, *, bounded: bool
+) -> None:
+    """With attempts to spare, the control, it goes on."""
+    script = {"crash_at": {"1": f"signal {signal.SIGSEGV.value}"}}
+    poison = add_job(sessions, max_attempts=3 if bounded else 1000, hyperparameters=script)
     others = [add_job(sessions) for _ in range(2)]
     start_worker(worker_concurrency="2")
     for job_id in others:
         wait_until(sessions, job_id, JobStatus.SUCCEEDED)
+    if not bounded:
+        wait_for_attempt(sessions, poison, 5)
+        return
     wait_until(sessions, poison, JobStatus.FAILED)
     job = read_job(sessions, poison)
     assert job.error is not None

@@ -96,9 +96,14 @@ def test_a_resume_without_the_optimizer_would_be_noticed(
     assert weights_digest(resumed.student) != weights_digest(straight.student)
 
 
+@pytest.mark.parametrize("checked", [True, False])
 def test_checkpoints_are_bounded_and_a_damaged_one_is_passed_over(
-    make_run: Callable[..., Adaptation], base: BaseModel, images: list[Path], tmp_path: Path
-) -> None:
+    make_run: Callable[..., Adaptation], base: BaseModel, images: list[Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, *, checked: bool,
+) -> None:  # fmt: skip
+    """Unchecked, the control, a flipped bit goes unnoticed."""
+    if not checked:
+        monkeypatch.setattr("must_core.checkpoint.sha256_of", lambda _: "0" * 64)
     run = make_run()
     store = Checkpoints(tmp_path, IDENTITY)
     saved = [
@@ -114,8 +119,8 @@ def test_checkpoints_are_bounded_and_a_damaged_one_is_passed_over(
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     again = make_run()
-    assert store.resume(again) == checkpoint(tmp_path, "step-00000008")
-    assert again.step_index == 8
+    assert store.resume(again) == checkpoint(tmp_path, "step-00000008" if checked else "step-00000009")
+    assert again.step_index == (8 if checked else 9)
     assert Checkpoints(tmp_path, {**IDENTITY, "images": "others"}).resume(make_run()) is None
 
 

@@ -27,9 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def start(run: Path, kill_at: int) -> "subprocess.CompletedProcess[str]":
+def start(run: Path, kill_at: int, *manner: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "tests.support.crash_main", str(run), str(kill_at), "0"],
+        [sys.executable, "-m", "tests.support.crash_main", str(run), str(kill_at), "0", *manner],
         capture_output=True,
         text=True,
         timeout=240,
@@ -62,6 +62,23 @@ def test_killed_three_times_at_random_steps(folder: Path, straight: str) -> None
         assert resumed == ([str((previous - 1) // 2 * 2)] if previous > 2 else [])
     done = start(run, NEVER)
     assert done.returncode == 0, done.stderr
+    assert weights(run) == straight
+
+
+def test_killed_while_a_checkpoint_is_written(folder: Path, straight: str) -> None:
+    """Written aside and renamed, nobody sees the half of it. In its place, the control, half a checkpoint stands under
+    the name of a whole one, and only its digest tells."""
+    run = folder / "torn"
+    for step, manner in ((4, "aside"), (8, "in-place")):
+        killed = start(run, step, manner)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert "passed over" not in killed.stderr
+        assert bool(list((run / "checkpoints").glob(f"step-{step:08}-*"))) == (manner == "in-place")
+    assert "resumed at 2" in killed.stdout
+    done = start(run, NEVER)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at 6" in done.stdout
+    assert done.stderr.count("passed over: step-00000008") == 1
     assert weights(run) == straight
 
 

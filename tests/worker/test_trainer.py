@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from must_core.errors import Diverged, InvalidConfig
 from must_core.guard.judge import Gain
 from must_core.guard.verdict import Outcome, Verdict, too_few_images
 from must_core.guard.vetoes import Veto
@@ -19,7 +20,16 @@ from must_core.workflow import Completed, PhaseStarted, RolledBack, Settled, Wor
 from tests.support.tiny import CLASSES, make_base, make_images
 from tests.support.workers import wait_for
 from worker import process, protocol, trainer
-from worker.protocol import AnyReport, ExitCode, PhaseReport, ResultReport, RolledBackReport, SettledReport, TrainerSpec
+from worker.protocol import (
+    AnyReport,
+    ErrorReport,
+    ExitCode,
+    PhaseReport,
+    ResultReport,
+    RolledBackReport,
+    SettledReport,
+    TrainerSpec,
+)
 from worker.relay import Relay
 
 SPEC = TrainerSpec(
@@ -161,6 +171,37 @@ def test_work_is_told_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch) -> None
     assert counts[0] == 0, "the first at once"
     assert 5 < len(counts) < 12
     assert counts == sorted(set(counts))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code", "exit_code"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "fatal", "gpu_out_of_memory", ExitCode.FATAL),
+        (Diverged("The loss is not a finite number any more."), "fatal", "diverged", ExitCode.FATAL),
+        (InvalidConfig("Too large.", param="batch_size"), "usage", "invalid_combination", ExitCode.USAGE),
+        (MemoryError(), "transient", "worker_failed", ExitCode.TRANSIENT),
+        (OSError("No space left on device"), "transient", "worker_failed", ExitCode.TRANSIENT),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_what_ends_a_run_is_told_by_a_stable_name(  # noqa: PLR0917 - a table
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, kind: str, code: str, exit_code: ExitCode
+) -> None:
+    """That a step which does not fit is done in parts first is in tests/must_core/test_gradient.py."""
+
+    def fail(*_args: object) -> int:
+        raise error
+
+    link = Link()
+    (tmp_path / "spec.json").write_bytes(protocol.format_spec(SPEC))
+    monkeypatch.setattr(sys, "argv", ["trainer", str(tmp_path / "spec.json")])
+    monkeypatch.setattr(trainer, "TrainerLink", lambda: link)
+    monkeypatch.setattr(trainer, "configure_logging", lambda: None)
+    monkeypatch.setattr(trainer, "_train", fail)
+    assert trainer.main() == exit_code
+    (told,) = link.heard
+    assert isinstance(told, ErrorReport)
+    assert (told.kind, told.code) == (kind, code)
 
 
 STEPS = {"epochs": 400, "batch_size": 8, "learning_rate_per_256": 1e-3, "mask_patch_size": 4}

@@ -2,13 +2,16 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request, status
+from fastapi import APIRouter, Depends, Path, Request, Response, status
 
 from app.deps import AliasServiceDep, TenantDep
+from app.idempotency.messages import Answer
 from app.routes.bodies import body_schema, read_json_body
+from app.routes.idempotency import OnceDep, answer_of
 from app.routes.paging import PagingDep
 from app.schemas.aliases import ALIAS_PATTERN, AliasHistoryOut, AliasOut, AliasPut
 from app.schemas.common import Page
+from app.services.aliases import AliasHistory
 
 router = APIRouter(prefix="/aliases", tags=["aliases"])
 
@@ -38,10 +41,14 @@ def move_alias(
     return AliasHistoryOut.told(service.move(name, target.classifier_id, tenant=tenant))
 
 
-@router.post("/{name}/rollback")
-def roll_back_alias(name: KnownName, service: AliasServiceDep, tenant: TenantDep) -> AliasHistoryOut:
-    """Point a name at what it pointed at before its latest move. Twice leads back."""
-    return AliasHistoryOut.told(service.roll_back(name, tenant=tenant))
+@router.post("/{name}/rollback", response_model=AliasHistoryOut)
+async def roll_back_alias(name: KnownName, service: AliasServiceDep, tenant: TenantDep, once: OnceDep) -> Response:
+    """Point a name at what it pointed at before its latest move. Twice leads back, unless both have the same key."""
+    return await once.answer(lambda record: service.roll_back(name, tenant=tenant, record=record), _rolled_back)
+
+
+def _rolled_back(found: AliasHistory) -> Answer:
+    return answer_of(200, AliasHistoryOut.told(found))
 
 
 @router.get("")

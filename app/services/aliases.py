@@ -9,6 +9,7 @@ from app.classifiers.aliases import AliasStore
 from app.classifiers.messages import AliasMoveView, AliasView
 from app.database import read_only
 from app.exceptions import Conflict, NotFound
+from app.idempotency.recorder import Recorder, unrecorded
 from app.inference.predictor import Predictor
 from app.services.classifiers import ClassifierService
 
@@ -44,7 +45,7 @@ class AliasService:
             AliasStore(session, tenant).move(name, classifier_id)
         return self.get(name, tenant=tenant)
 
-    def roll_back(self, name: str, *, tenant: str) -> AliasHistory:
+    def roll_back(self, name: str, *, tenant: str, record: Recorder[AliasHistory] = unrecorded) -> AliasHistory:
         """Point a name at what it pointed at before its latest move. That is a move too: twice leads back.
 
         Raises `NotFound`, `Unavailable` as `move` does, and `Conflict`: there is nothing to go back to, or the name was
@@ -59,17 +60,16 @@ class AliasService:
         except NotFound as e:
             raise Conflict("nothing_to_roll_back", "The classifier that it pointed at before was deleted.") from e
         with self._sessions.begin() as session:
-            AliasStore(session, tenant).move(name, target, away_from=history.alias.classifier_id)
-        return self.get(name, tenant=tenant)
+            store = AliasStore(session, tenant)
+            store.move(name, target, away_from=history.alias.classifier_id)
+            done = _history(store, name)
+            record(session, done)
+        return done
 
     def get(self, name: str, *, tenant: str) -> AliasHistory:
         """An alias; raises `NotFound`."""
         with read_only(self._sessions) as session:
-            store = AliasStore(session, tenant)
-            alias = store.get(name)
-            if alias is None:
-                raise NotFound
-            return AliasHistory(alias=alias, moves=store.moves(name, limit=SHOWN_MOVES))
+            return _history(AliasStore(session, tenant), name)
 
     def list(self, *, limit: int, after: str | None, tenant: str) -> Sequence[AliasView]:
         """A page of aliases, by name."""
@@ -83,3 +83,10 @@ class AliasService:
 
     def _make_ready(self, classifier_id: str) -> None:
         self._predictor.reload(self._classifiers.source_of(self._classifiers.get(classifier_id)))
+
+
+def _history(store: AliasStore, name: str) -> AliasHistory:
+    alias = store.get(name)
+    if alias is None:
+        raise NotFound
+    return AliasHistory(alias=alias, moves=store.moves(name, limit=SHOWN_MOVES))

@@ -58,9 +58,13 @@ def test_history_is_kept_and_one_call_leads_back(client: TestClient, first: str,
     for expected in (first, second):  # twice leads back
         back = client.post("/aliases/compass/rollback")
         assert (back.status_code, back.json()["classifier_id"]) == (200, expected)
+    key = {"Idempotency-Key": "back"}
+    once, again = (client.post("/aliases/compass/rollback", headers=key) for _ in range(2))
+    assert (once.json(), again.headers["Idempotency-Replayed"]) == (again.json(), "true")
+    client.post("/aliases/compass/rollback")
     body = client.get("/aliases/compass").json()
-    assert [move["classifier_id"] for move in body["history"]] == [second, first, second, first]
-    assert (body["num_moves"], body["moved_at"]) == (4, body["history"][0]["moved_at"])
+    assert [move["classifier_id"] for move in body["history"]] == [second, first, second, first, second, first]
+    assert (body["num_moves"], body["moved_at"]) == (6, body["history"][0]["moved_at"])
 
 
 def test_there_may_be_nothing_to_go_back_to(client: TestClient, first: str) -> None:

@@ -28,7 +28,7 @@ def test_a_cancel_frees_what_the_job_held(
 ) -> None:
     """The worker has one slot: the last job shows that it is free, and the one that was queued that it never ran."""
     job_id = add_job(sessions, hyperparameters={"steps": 10_000 if phase == "training" else 2, "step_ms": 10})
-    worker = start_worker(*([] if phase == "training" else ["--hold", phase]))
+    worker = start_worker(*([] if phase == "training" else ["--hold", phase]), lease="PT600S")
     if phase == "training":
         wait_until_training(sessions, job_id)
     else:
@@ -55,7 +55,7 @@ def test_a_cancel_stops_the_training(
     """The control: a worker that does not heed trains to the end, though the job is cancelled there."""
     num_steps = 200
     job_id = add_job(sessions, hyperparameters={"steps": num_steps, "step_ms": 20})
-    start_worker(*([] if obeys else ["--no-obedience"]))
+    start_worker(*([] if obeys else ["--no-obedience"]), lease="PT600S")
     wait_until_training(sessions, job_id)
     cancel(sessions, job_id)
     wait_until(sessions, job_id, JobStatus.CANCELLED)

@@ -156,7 +156,7 @@ def test_a_trainer_stops_at_a_checkpoint_when_the_outage_outlasts_the_lease(
     last = 400
     script = {"steps": last, "step_ms": 20, "crash_at": {str(last): "fatal"}}  # what has succeeded is tidied up
     job_id = add_job(sessions, max_attempts=1, hyperparameters=script)
-    worker = start_worker(*([] if stops else ["--no-overdue"]), lease="PT2S")
+    worker = start_worker(*([] if stops else ["--no-overdue"]), lease="PT4S")
     wait_until_training(sessions, job_id)
     trainer = worker.trainer_pid()
     server.stop()

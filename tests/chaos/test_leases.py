@@ -73,7 +73,7 @@ def test_a_worker_whose_clock_is_an_hour_off_keeps_its_job_and_takes_nobodys(
     job_id = add_job(sessions, hyperparameters={"steps": 150 if clock == "database" else 100_000, "step_ms": 40})
     with monkeypatch.context() as wrong:
         wrong.setenv("TEST_CLOCK_SHIFT_S", str(shift_s))
-        worker = start_worker(*arguments)
+        worker = start_worker(*arguments, lease="PT20S")
     (started,) = worker.events("worker_started")
     if clock == "own" and shift_s < 0:
         wait_for_attempt(sessions, job_id, 2)  # it needs no other to do that to itself

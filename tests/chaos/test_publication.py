@@ -34,7 +34,7 @@ def test_a_worker_killed_between_blobs_and_commit_is_rescued(
     assert first.wait() == -signal.SIGKILL
     assert len(stored(tmp_path)) == 2, "the blobs were there already"
     assert (status(sessions, job_id), num_classifiers(sessions)) == (JobStatus.RUNNING, 0)
-    start_worker()
+    start_worker(lease="PT600S")  # a busy machine must not cost a start
     wait_until(sessions, job_id, JobStatus.SUCCEEDED)
     assert (read_job(sessions, job_id).attempt, num_classifiers(sessions)) == (2, 1)
     with read_only(sessions) as session:
@@ -84,7 +84,7 @@ def test_a_zombie_frozen_before_its_commit_does_not_publish(
     zombie = start_worker("--trainer", "quick", "--hold", "publishing", *arguments, lease="PT1.5S")
     wait_for(lambda: zombie.events("held"), what="the zombie to come to its publication")
     freeze(zombie, sessions)
-    heir = start_worker("--trainer", "quick", "--hold", "publishing", *arguments)
+    heir = start_worker("--trainer", "quick", "--hold", "publishing", *arguments, lease="PT600S")
     wait_for_attempt(sessions, job_id, 2)
     wait_for(lambda: heir.events("held"), what="the heir to come to its own")
     freeze(heir, sessions)

@@ -52,7 +52,7 @@ def add(sessions: Sessions, tmp_path: Path) -> Callable[..., str]:
 def start(start_worker: StartWorker, tmp_path: Path) -> Callable[[], WorkerProcess]:
     """Starts workers with the real trainer and a base model that trains in milliseconds."""
     models = json.dumps({"tiny-clip": make_base(tmp_path / "base")})
-    return lambda: start_worker("--trainer", "real", models=models, lease="PT3S", checkpoint_interval="PT0.2S")
+    return lambda: start_worker("--trainer", "real", models=models, lease="PT6S", checkpoint_interval="PT0.2S")
 
 
 def step_of(sessions: Sessions, job_id: str) -> int:

@@ -81,6 +81,17 @@ def forget_the_second_look(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(storage_module, "modified", lambda path: 0.0 if path.parent.name == "aside" else modified(path))
 
 
+def taken_late() -> Callable[[Aside, Path], Path | None]:
+    """`Aside.take` with some time between the first look at a blob and its being taken."""
+    take = Aside.take
+
+    def late(self: Aside, place: Path) -> Path | None:
+        time.sleep(0.005)
+        return take(self, place)
+
+    return late
+
+
 def is_whole(storage: BlobStore, sha256: str) -> bool:
     """Whether the blob can be read."""
     try:
@@ -118,14 +129,8 @@ def collect_again_and_again(database_url: str, root: Path, until_exists: Path, *
     engine = make_engine(database_url)
     collector = GarbageCollector(sessions=make_sessionmaker(engine), storage=LocalBlobStore(root), grace=GRACE)
     num_removed = 0
-    take = Aside.take
-
-    def late_take(self: Aside, place: Path) -> Path | None:
-        time.sleep(0.005)
-        return take(self, place)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Aside, "take", late_take)
+        patch.setattr(Aside, "take", taken_late())
         if not second_look:
             forget_the_second_look(patch)
         while not until_exists.exists():

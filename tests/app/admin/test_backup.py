@@ -24,6 +24,9 @@ from tests.support.populated import Populated, add_images
 Sessions = sessionmaker[Session]
 BackUp = Callable[[], BackedUp]
 
+only_postgresql = pytest.mark.parametrize(
+    "database_url", [pytest.param("postgresql", marks=pytest.mark.services)], indirect=True
+)
 only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
@@ -160,6 +163,26 @@ def test_it_is_of_one_moment(
     assert len(lines["dataset_images"]) == 5 + 2
     assert damages(folder) == set()
     assert collector.collect().num_removed == 1, "when the backup is done, it goes"
+
+
+@only_postgresql
+def test_without_one_snapshot_it_is_of_several_moments(
+    back_up: BackUp, folder: BackupFolder, populated: Populated, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control of the test above. SQLite has no such mode: there a plain session is the only writer."""
+    write, changed = backup_module.write_rows, []
+
+    def change_then_write(session: Session, table: object) -> object:
+        if not changed and getattr(table, "name", "") == "dataset_images":
+            changed.append(remove_dataset(sessions, populated.other_dataset_id))
+        return write(session, table)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backup_module, "write_rows", change_then_write)
+    monkeypatch.setattr(backup_module, "read_only", lambda sessions: sessions.begin())
+    back_up()
+    manifest = folder.manifest()
+    num_lines = {shape.name: file.num_lines for shape, file in manifest.tables}
+    assert (num_lines["datasets"], num_lines["dataset_images"]) == (2, 5)
 
 
 def test_without_the_hold_a_collection_takes_its_blobs(

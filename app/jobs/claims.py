@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, SQLColumnExpression, and_, case, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from app.classifiers.messages import NewClassifier
@@ -170,7 +170,7 @@ class ClaimStore:
                 .where(*self._fence(claim), Job.status == source.value)
                 .values(
                     status=destination.value,
-                    running_s=Job.running_s + func.coalesce(seconds_between(Job.claimed_at, now_utc()), 0.0),
+                    running_s=Job.running_s + _taken(now_utc()),
                     lease_until=None,
                     estimated_finish_at=None,
                     **more,
@@ -364,11 +364,16 @@ class ClaimStore:
 
 def _held_until_lease_end() -> ColumnElement[float]:
     """What the attempt of a dead worker took, as far as anybody knows; 0 when no worker holds the job."""
-    return func.coalesce(seconds_between(Job.claimed_at, Job.lease_until), 0.0)
+    return _taken(Job.lease_until)
 
 
 def _runtime_exceeded() -> ColumnElement[bool]:
     """Of a held job: all its attempts together have taken what they may. NULL when they may take any time."""
     # A difference on purpose: within RETURNING, SQLite (3.40) finds 40.0 >= column true where the column holds 100.
-    taken = Job.running_s + func.coalesce(seconds_between(Job.claimed_at, now_utc()), 0.0)
-    return taken - Job.max_runtime_s >= 0
+    return Job.running_s + _taken(now_utc()) - Job.max_runtime_s >= 0
+
+
+def _taken(until: SQLColumnExpression[Any]) -> ColumnElement[float]:
+    """What the attempt took; 0 where no worker holds the job, and where the clock was set back meanwhile."""
+    seconds = func.coalesce(seconds_between(Job.claimed_at, until), 0.0)
+    return case((seconds > 0, seconds), else_=0.0)

@@ -355,6 +355,22 @@ def test_attempts_add_up_to_the_runtime(ledger: Ledger, sessions: Sessions) -> N
     assert not take(ledger).runtime_exceeded
 
 
+@pytest.mark.parametrize("how", ["settled", "taken over", "swept"])
+def test_a_clock_that_is_set_back_gives_no_runtime(ledger: Ledger, sessions: Sessions, how: str) -> None:
+    job_id = add(sessions, max_runtime_s=100)
+    claim = take(ledger)
+    write(sessions, job_id, claimed_at=now_plus(timedelta(hours=1)))
+    if how == "settled":
+        ledger.retry_later(claim, OOPS, timedelta(0))
+    else:
+        write(sessions, job_id, lease_until=now_plus(-timedelta(seconds=1)))
+        if how == "taken over":
+            take(ledger)
+        else:
+            ledger.sweep([job_id])
+    assert read_job(sessions, job_id).runtime_s == 0
+
+
 def test_time_is_reckoned_in_sql_as_in_python(engine: Engine) -> None:
     start = literal(datetime(2026, 2, 28, 23, 59, 59, 250_000, tzinfo=UTC), Job.created_at.type)
     with engine.connect() as connection:

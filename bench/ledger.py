@@ -30,6 +30,7 @@ from app.jobs.ledger import Ledger
 from app.jobs.messages import JobError
 from app.jobs.status import JobStatus
 from app.tables import Job, JobEvent
+from bench.figures import percentile
 from tests.support.jobs import add_job
 from tests.support.service import Service, running_service
 from tests.support.services import postgres_database
@@ -152,11 +153,6 @@ def measure(database: str, sizes: Sequence[int], *, rounds: int, num_claims: int
                 measure_claims(table, 4, num_claims)
                 measure_reads(table, num_reads, generator)
     return tables
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value that ``share`` of the values do not exceed."""
-    return sorted(values)[min(len(values) - 1, round(share * len(values)))]
 
 
 def print_report(database: str, short: Table, long: Table) -> None:

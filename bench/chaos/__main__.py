@@ -3,7 +3,8 @@
 An API and workers as processes of their own, with trainers that train nothing; a user who submits jobs all the time
 and asks again, with the same Idempotency-Key, when there is no answer. Workers, trainers and the API are killed,
 frozen and told to stop, connections of the database cut, messages of the broker lost and doubled. Then everything is
-let to end and counted. The exit status is 1 when a job was lost, done twice or otherwise than it must be.
+let to end and counted. The exit status is 1 when a job was lost, published otherwise than once, or is not as it must
+be.
 
 ``--keep`` writes the result to the results file instead of an earlier one of the same stack; ``--report`` prints from
 there.

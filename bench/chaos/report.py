@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from bench.chaos.audit import Audit, Recovery
+from bench.figures import percentile
 
 COUNTS = {
     "accepted": "jobs accepted (202)",
@@ -15,7 +16,7 @@ COUNTS = {
     "not_succeeded": "ended otherwise",
     "submitted_twice": "made twice of one submission",
     "published_otherwise_than_once": "not published exactly once",
-    "written_by_the_dead": "with writes of an attempt that had lost it",
+    "written_by_the_dead": "with events of an attempt that had lost it",
     "illegal_moves": "with illegal moves",
     "damaged": "classifier files damaged",
 }
@@ -36,7 +37,7 @@ class Result:
     audit: Audit
     recoveries: list[Recovery]
     exit_codes: list[int]
-    """Of the workers that were told to stop at the end."""
+    """Of the workers that were told to stop, in the storm and at its end."""
     trainers_left: int
 
     @property
@@ -77,7 +78,10 @@ def _counts(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _recoveries(results: Sequence[Result]) -> Iterator[str]:
-    yield "| fault | injected | jobs it hit | went on undisturbed | taken up after, seconds: median | p95 | longest |"
+    yield (
+        "| fault | injected | jobs it hit | unharmed, or ended by an earlier fault "
+        "| taken up after, seconds: median | p95 | longest |"
+    )
     yield "|---" * 7 + "|"
     faults = sum((Counter(result.faults) for result in results), Counter[str]())
     for kind, num in sorted(faults.items()):
@@ -85,6 +89,6 @@ def _recoveries(results: Sequence[Result]) -> Iterator[str]:
         seconds = sorted(r.seconds for r in some if r.seconds is not None)
         shown = ["", "", ""]
         if seconds:
-            p95 = seconds[min(len(seconds) - 1, round(0.95 * len(seconds)))]
-            shown = [f"{value:.1f}" for value in (statistics.median(seconds), p95, seconds[-1])]
+            figures = (statistics.median(seconds), percentile(seconds, 0.95), seconds[-1])
+            shown = [f"{value:.1f}" for value in figures]
         yield f"| {kind} | {num} | {len(some)} | {len(some) - len(seconds)} | " + " | ".join(shown) + " |"

@@ -8,11 +8,12 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 import httpx
@@ -72,8 +73,10 @@ class Storm:
         self._workers: list[WorkerProcess] = []
         self._thawing: list[tuple[float, int]] = []
         self._over = Event()
-        self._user = Thread(target=self._submit_on, name="user")
-        self._api_is_back: Thread | None = None
+        self._retired: list[WorkerProcess] = []
+        self._threads = ThreadPoolExecutor(2)
+        self._user: Future[None] | None = None
+        self._api_is_back: Future[None] | None = None
         self.faults: list[Fault] = []
         self.accepted: dict[str, str] = {}
         """Names of the jobs that were submitted -> ids."""
@@ -95,7 +98,7 @@ class Storm:
         self._dataset_id = made.raise_for_status().json()["id"]
         for _ in range(self._num_workers):
             self._start_worker().wait_until_ready()
-        self._user.start()
+        self._user = self._threads.submit(self._submit_on)
 
     def rage(self, seconds: float) -> None:
         """Break something every now and then."""
@@ -110,23 +113,25 @@ class Storm:
                 self.faults.append(found)
 
     def end(self) -> list[int]:
-        """Stop breaking, let all jobs end, stop the workers gracefully. Returns their exit codes."""
+        """Stop breaking, let all jobs end, stop the workers gracefully. Returns the exit codes of all that were told to
+        stop. Raises what the user met that is no answer, and when the API did not come back."""
         self._thaw(everything=True)
         self._over.set()
-        self._user.join(ENOUGH_S)
-        if self._api_is_back is not None:
-            self._api_is_back.join(ENOUGH_S)
+        for thread in (self._user, self._api_is_back):
+            if thread is not None:
+                thread.result(ENOUGH_S)  # what went wrong there goes wrong here
         wait_for(lambda: self._num(Job.finished_at.is_(None)) == 0, timeout_s=ENOUGH_S, what="all jobs to end")
         for worker in self._workers:
             worker.send(signal.SIGTERM)
-        return [worker.wait() for worker in self._workers]
+        return [worker.wait() for worker in (*self._retired, *self._workers)]
 
     def close(self) -> None:
         """Be rid of all processes."""
         self._over.set()
-        for worker in self._workers:
+        for worker in (*self._retired, *self._workers):
             worker.end()
         self._service.close()
+        self._threads.shutdown()
 
     def trainers_left(self) -> list[int]:
         """Processes of trainers that still run."""
@@ -153,6 +158,7 @@ class Storm:
         worker = self._dice.choice(self._workers)
         fault = self._felt("worker killed", worker)
         worker.send(signal.SIGKILL)
+        worker.wait()
         self._replace(worker)
         return fault
 
@@ -169,6 +175,7 @@ class Storm:
         fault = self._felt("worker told to stop", worker)
         worker.send(signal.SIGCONT)
         worker.send(signal.SIGTERM)
+        self._retired.append(worker)
         self._replace(worker)
         return fault
 
@@ -190,8 +197,10 @@ class Storm:
 
     def _kill_api(self) -> None:
         """What else is broken meanwhile is broken without it."""
-        if self._api_is_back is not None and self._api_is_back.is_alive():
+        if self._api_is_back is not None and not self._api_is_back.done():
             return
+        if self._api_is_back is not None:
+            self._api_is_back.result()
         at, started = datetime.now(UTC), time.monotonic()
         self._service.kill_api()
         self._service.start_api()
@@ -200,8 +209,7 @@ class Storm:
             self._service.wait_until_ready()
             self.faults.append(Fault(kind="API killed", at=at, back_after_s=time.monotonic() - started))
 
-        self._api_is_back = Thread(target=wait, name="api")
-        self._api_is_back.start()
+        self._api_is_back = self._threads.submit(wait)
 
     def _cut_connections(self) -> Fault:
         fault = self._felt("connections cut", *self._workers)
@@ -248,7 +256,6 @@ class Storm:
     def _replace(self, worker: WorkerProcess) -> None:
         self._workers.remove(worker)
         self._start_worker()
-        Thread(target=worker.process.wait, daemon=True).start()  # else it stays a zombie
 
     def _thaw(self, *, everything: bool = False) -> None:
         due = [pid for at, pid in self._thawing if everything or at <= time.monotonic()]

@@ -74,6 +74,10 @@ def lose(world: World) -> None:
     world.accepted["b"] = new_id("job")
 
 
+def answer_for_another(world: World) -> None:
+    world.accepted["b"] = world.job_id
+
+
 def leave_queued(world: World) -> None:
     world.accepted["b"] = add_job(world.sessions, name="b")
 
@@ -124,6 +128,7 @@ def test_a_calm_day_leaves_nothing_to_notice(world: World) -> None:
     [
         (submit_again, {"submitted_twice"}),
         (lose, {"lost"}),
+        (answer_for_another, {"lost"}),
         (leave_queued, {"lost"}),
         (fail, {"not_succeeded"}),
         (unpublish, {"published_otherwise_than_once"}),
@@ -144,18 +149,22 @@ def test_what_must_not_be_is_noticed(world: World, spoil: Callable[[World], None
 def test_a_fault_is_overcome_when_its_job_is_taken_up_again(world: World) -> None:
     with world.sessions() as session:
         before = session.query(JobEvent.at).filter(JobEvent.type == "status").order_by(JobEvent.id).all()
-        hit = {world.job_id: 1}
-        before_the_last = Fault(kind="connections cut", at=before[0].at, jobs=hit)
-        while_it_ran = Fault(kind="worker killed", at=before[1].at, jobs=hit)
-        at_its_end = Fault(kind="worker killed", at=before[-1].at, jobs={world.job_id: 2})
-        of_the_api = Fault(kind="API killed", at=before[0].at, back_after_s=2.5)
-        found = recoveries(session, [at_its_end, while_it_ran, before_the_last, of_the_api])
-    taken_up = (before[2].at - before[1].at).total_seconds()
+    hit, early, late = {world.job_id: 1}, before[0].at - timedelta(minutes=1), before[1].at
+    harmless = Fault(kind="connections cut", at=early, jobs=hit)
+    while_it_ran = Fault(kind="worker frozen", at=late, jobs=hit)
+    beaten_when_down = Fault(kind="worker killed", at=late + timedelta(milliseconds=1), jobs=hit)
+    at_its_end = Fault(kind="worker killed", at=before[-1].at, jobs={world.job_id: 2})
+    of_the_api = Fault(kind="API killed", at=before[0].at, back_after_s=2.5)
+    world.change(world.event(1), update(JobEvent).where(JobEvent.type == "phase").values(at=late))  # the freeze's echo
+    with world.sessions() as session:
+        found = recoveries(session, [at_its_end, beaten_when_down, while_it_ran, harmless, of_the_api])
+    taken_up = (before[2].at - late).total_seconds()
     assert found == [
         Recovery(kind="API killed", seconds=2.5),
-        Recovery(kind="worker killed", seconds=None),
-        Recovery(kind="worker killed", seconds=taken_up),
         Recovery(kind="connections cut", seconds=None),
+        Recovery(kind="worker frozen", seconds=taken_up),
+        Recovery(kind="worker killed", seconds=None),
+        Recovery(kind="worker killed", seconds=None),
     ]
 
 

@@ -38,7 +38,7 @@ SETTINGS = {
     "silence_timeout": "PT6S",
     "max_attempts": "100",  # a storm hits some job again and again, and each blow is an attempt
 }
-MEAN_CALM_S = 1.5
+MEAN_CALM_S = 3.0
 """Between two faults."""
 NUM_WAITING = 4
 """Queued jobs that the user sees to."""

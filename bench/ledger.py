@@ -35,6 +35,7 @@ from tests.support.jobs import add_job
 from tests.support.service import Service, running_service
 from tests.support.services import postgres_database
 
+RESULTS = Path(__file__).parent / "results" / "ledger.md"
 NUM_TENANTS = 50
 NUM_QUEUED = 2_000
 NUM_LEFT_ALONE = 200
@@ -155,8 +156,8 @@ def measure(database: str, sizes: Sequence[int], *, rounds: int, num_claims: int
     return tables
 
 
-def print_report(database: str, short: Table, long: Table) -> None:
-    """One line a measure: the short table, the long one, and the ratio."""
+def report(database: str, short: Table, long: Table) -> str:
+    """Markdown, one line a measure: the short table, the long one, and the ratio."""
     measures: list[tuple[str, Callable[[Table], float]]] = [
         *((f"claims a second, {n} at a time", lambda t, n=n: statistics.median(t.claims_s[n])) for n in (1, 4)),
         *(
@@ -165,10 +166,9 @@ def print_report(database: str, short: Table, long: Table) -> None:
             for name, share in (("median", 0.5), ("p95", 0.95))
         ),
     ]
-    print(f"| {database} | {short.num_ended:,} ended | {long.num_ended:,} ended | ratio |\n|---|---|---|---|")
-    for name, of in measures:
-        print(f"| {name} | {of(short):.1f} | {of(long):.1f} | {of(long) / of(short):.2f} |")
-    print(flush=True)
+    head = f"| {database} | {short.num_ended:,} ended | {long.num_ended:,} ended | ratio |\n|---|---|---|---|\n"
+    lines = [f"| {name} | {of(short):.1f} | {of(long):.1f} | {of(long) / of(short):.2f} |\n" for name, of in measures]
+    return head + "".join(lines)
 
 
 def main() -> int:
@@ -179,12 +179,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--claims", type=int, default=200)
     parser.add_argument("--reads", type=int, default=150)
+    parser.add_argument("--keep", action="store_true", help="write the tables to the results file too")
     a = parser.parse_args()
     if 2 * a.rounds * a.claims > NUM_QUEUED:
         parser.error(f"at most {NUM_QUEUED} claims in all")
+    tables = []
     for database in a.databases:
         short, long = measure(database, [FEW_ENDED, a.jobs], rounds=a.rounds, num_claims=a.claims, num_reads=a.reads)
-        print_report(database, short, long)
+        tables.append(report(database, short, long))
+        print(tables[-1], flush=True)
+    if a.keep:
+        RESULTS.write_text("\n".join(tables), encoding="utf-8")
     return 0
 
 

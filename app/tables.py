@@ -193,7 +193,7 @@ class Job(Base):
     progress: Mapped[dict[str, Any] | None]
     metrics: Mapped[dict[str, Any] | None]
     verdict: Mapped[dict[str, Any] | None]
-    classifier_id: Mapped[str | None] = mapped_column(ForeignKey("classifiers.id", use_alter=True))
+    classifier_id: Mapped[str | None] = mapped_column(ForeignKey("classifiers.id", use_alter=True), index=True)
     """What the job answers with: set in the transaction that ends it, moved by a promotion."""
     error: Mapped[dict[str, Any] | None]
 

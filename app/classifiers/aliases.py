@@ -47,17 +47,17 @@ class AliasStore:
             for row in self._session.scalars(query)
         ]
 
-    def move(self, name: str, classifier_id: str, *, away_from: str | None = None) -> None:
+    def move(self, name: str, classifier_id: str, *, since: AliasView | None = None) -> None:
         """Point a name at a classifier; nothing changes when it points there.
 
-        With ``away_from``, only if that is what it points at now: raises `Conflict` ``alias_moved`` otherwise. Raises
-        `NotFound` when there is no such classifier.
+        With ``since``, only if nobody has moved it since it was seen so, not even there and back: raises `Conflict`
+        ``alias_moved`` otherwise. Raises `NotFound` when there is no such classifier.
         """
         try:
-            moved = self._try_to_point(name, classifier_id, away_from)
+            moved = self._try_to_point(name, classifier_id, since)
         except IntegrityError:  # somebody else made a new alias of this name just now, or the classifier is gone
             try:
-                moved = self._try_to_point(name, classifier_id, away_from)
+                moved = self._try_to_point(name, classifier_id, since)
             except IntegrityError as e:
                 raise NotFound from e
         if moved is not None:
@@ -73,17 +73,19 @@ class AliasStore:
         if gone is None:
             raise NotFound
 
-    def _try_to_point(self, name: str, classifier_id: str, away_from: str | None) -> _Moved | None:
+    def _try_to_point(self, name: str, classifier_id: str, since: AliasView | None) -> _Moved | None:
         with self._session.begin_nested():
-            return self._point(name, classifier_id, away_from)
+            return self._point(name, classifier_id, since)
 
-    def _point(self, name: str, classifier_id: str, away_from: str | None) -> _Moved | None:
+    def _point(self, name: str, classifier_id: str, since: AliasView | None) -> _Moved | None:
         """Returns number and time of the move; None when there was nothing to do."""
         # Locked, so that what is found here holds until the end of the transaction.
-        now = self._session.scalar(select(Alias.classifier_id).where(*self._named(name)).with_for_update())
-        if away_from is not None and now != away_from:
+        query = select(Alias.classifier_id, Alias.num_moves, Alias.moved_at).where(*self._named(name))
+        now = self._session.execute(query.with_for_update()).one_or_none()
+        # The number alone would be the same again for a name that was taken away and made anew.
+        if since is not None and (now is None or (now.num_moves, now.moved_at) != (since.num_moves, since.moved_at)):
             raise Conflict("alias_moved", "The alias was moved by somebody else just now.")
-        if now == classifier_id:
+        if now is not None and now.classifier_id == classifier_id:
             return None
         if now is None:
             new = insert(Alias).values(

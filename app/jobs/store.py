@@ -160,10 +160,12 @@ class JobStore:
     def request_promotion(self, job_id: str) -> None:
         """Have a job answer with its adapted classifier. Asking twice is asking once.
 
-        Raises `NotFound`, and `Conflict` when the job has not succeeded or is never to be promoted.
+        Raises `NotFound`, and `Conflict` when the job has not succeeded, is never to be promoted, or has no adapted
+        classifier any more.
         """
         self._status(job_id)
-        # What is asked here never changes again, so that it need not be asked within the UPDATE.
+        # The classifier is locked until the end of the transaction: nobody deletes it before the job answers with it,
+        # and one that is being deleted is waited for. What is asked of the job never changes again.
         adapted_id = self._session.scalar(
             select(Classifier.id)
             .join(Job, Job.id == Classifier.job_id)
@@ -173,10 +175,13 @@ class JobStore:
                 Job.promotion != Promotion.NEVER.value,
                 Classifier.kind == "adapted",
             )
+            .with_for_update(of=Classifier, read=True, key_share=True)
         )
         if adapted_id is None:
             raise Conflict(
-                "not_promotable", "Only a job that has succeeded can be promoted, unless its option is never."
+                "not_promotable",
+                "Only a job that has succeeded and still has its adapted classifier can be promoted, "
+                "unless its option is never.",
             )
         moved = self._session.execute(
             update(Job)

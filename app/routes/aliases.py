@@ -4,12 +4,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request, Response, status
 
+from app.classifiers.names import ALIAS_PATTERN
 from app.deps import AliasServiceDep, TenantDep
 from app.idempotency.messages import Answer
 from app.routes.bodies import body_schema, read_json_body
 from app.routes.idempotency import OnceDep, answer_of
 from app.routes.paging import PagingDep
-from app.schemas.aliases import ALIAS_PATTERN, AliasHistoryOut, AliasOut, AliasPut
+from app.schemas.aliases import AliasHistoryOut, AliasOut, AliasPut
 from app.schemas.common import Page
 from app.services.aliases import AliasHistory
 

@@ -9,9 +9,6 @@ from app.classifiers.messages import AliasMoveView, AliasView
 from app.schemas.common import WireModel
 from app.services.aliases import AliasHistory
 
-ALIAS_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"
-"""An id has an underscore, a name has none: the two are never taken for each other."""
-
 ClassifierId = Annotated[
     str, Field(max_length=40, description="A classifier's id.", examples=["clf_01k0c9v2ytq4v3m5p6r7s8t9wa"])
 ]

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.classifiers.aliases import AliasStore
 from app.classifiers.messages import ClassifierView, NewClassifier
+from app.classifiers.names import is_alias
 from app.classifiers.store import ClassifierStore
 from app.database import read_only
 from app.exceptions import Conflict, NotFound
@@ -63,6 +64,8 @@ class ClassifierService:
         """The classifier of an id or of a tenant's alias; raises `NotFound`."""
         if is_id("clf", reference):
             return self.get(reference)
+        if not is_alias(reference):
+            raise NotFound
         with read_only(self._sessions) as session:
             alias = AliasStore(session, tenant).get(reference)
             return _found(None if alias is None else ClassifierStore(session).get(alias.classifier_id))

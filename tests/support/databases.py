@@ -67,3 +67,10 @@ def engine(database_url: str) -> Iterator[Engine]:
 def sessions(engine: Engine) -> sessionmaker[Session]:
     """Sessions on the empty database."""
     return make_sessionmaker(engine)
+
+
+def waits_for_a_lock(engine: Engine) -> bool:
+    """Whether somebody on this PostgreSQL database waits for a lock that another holds."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with engine.connect() as connection:  # a transaction sees one state of that view: each look has its own
+        return bool(connection.scalar(text(waiting)))

@@ -1,5 +1,7 @@
-"""Names that answer with a classifier, on the assembled application."""
+"""Names that answer with a classifier, on the assembled application and both databases."""
 
+import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -7,12 +9,28 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import SecretStr
 
 from app.config import Settings
 from app.jobs.ledger import Ledger
 from app.storage import make_storage
 from tests.support.bundles import hand_in
+from tests.support.databases import BOTH
+from tests.support.services import postgres_database
 from tests.support.tiny import CLASSES
+
+
+@pytest.fixture(scope="module", params=BOTH)
+def settings(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]
+) -> Iterator[Settings]:
+    folder = tmp_path_factory.mktemp("app") / "data"
+    plain = Settings(data_dir=folder, models=models, default_model="tiny")
+    if request.param == "sqlite":
+        yield plain
+        return
+    with postgres_database() as url:
+        yield plain.model_copy(update={"database_url": SecretStr(url)})
 
 
 def zero_shot(client: TestClient, *names: str) -> str:
@@ -81,13 +99,26 @@ def test_there_may_be_nothing_to_go_back_to(client: TestClient, first: str) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["Upper", "under_score", "-x", "x-", "a" * 64, "a b", "clf_01k0c9v2ytq4v3m5p6r7s8t9wa"]
+    "name",
+    ["Upper", "under_score", "-x", "x-", "a" * 64, "a b", "clf_01k0c9v2ytq4v3m5p6r7s8t9wa", "%00", "x%0a", "%ff"],
 )
 def test_names_that_could_be_something_else_are_refused(client: TestClient, first: str, name: str) -> None:
     refused = client.put(f"/aliases/{name}", json={"classifier_id": first})
     assert (refused.status_code, refused.json()["param"]) == (422, "name")
     for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/rollback")):
         assert client.request(method, f"/aliases/{name}{path}").status_code == 404
+    listed = client.get(f"/aliases?after={name}")
+    assert (listed.status_code, listed.json()["code"], listed.json()["param"]) == (400, "invalid_cursor", "after")
+
+
+@pytest.mark.parametrize(
+    ("reference", "code"),
+    [("Upper", "not_found"), ("", "not_found"), ("x\0", "invalid_text"), ("\ud800", "invalid_text")],
+)
+def test_what_names_no_classifier_answers_nothing(client: TestClient, reference: str, code: str) -> None:
+    body = json.dumps({"classifier": reference, "images": [{"content": "aGk="}]})
+    answer = client.post("/classify", content=body, headers={"Content-Type": "application/json"})
+    assert answer.json()["code"] == code
 
 
 def test_a_name_needs_a_classifier(client: TestClient) -> None:
@@ -137,6 +168,7 @@ def test_what_answers_is_not_deleted(client: TestClient, refused: str) -> None:
 
 
 def test_a_new_name_may_be_given_by_many_at_once(client: TestClient, first: str, second: str) -> None:
+    """Where two of them meet is placed exactly in tests/app/classifiers/test_aliases.py."""
     with ThreadPoolExecutor(8) as threads:
         replies = list(threads.map(lambda n: put(client, "crowded", (first, second)[n % 2]), range(16)))
     body = client.get("/aliases/crowded").json()

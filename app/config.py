@@ -146,6 +146,9 @@ class Settings(BaseSettings):
     max_cached_models: Annotated[int, Field(ge=1)] = 4
     """Base models and adapted classifiers kept in the memory of the API process, least recently used out."""
 
+    max_download_cache_bytes: ByteSize = ByteSize(10 * 1024**3)
+    """How much of exported classifiers is kept for those who ask again; the one asked for longest ago goes first."""
+
     @property
     def resolved_database_url(self) -> str:
         """The database to open, embedded default included."""

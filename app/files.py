@@ -6,8 +6,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
+
+_STAGED = ".staged-"
+_ABANDONED_AFTER_S = 3600.0
+"""Longer than anybody works in a staged folder without making a file."""
 
 
 def entries(folder: Path) -> list[Path]:
@@ -45,6 +51,15 @@ def touch(path: Path) -> bool:
     return True
 
 
+def mark_used(path: Path) -> bool:
+    """Have a file be the one read last, without a change of when it was written; False when it is gone."""
+    try:
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def sync(paths: Sequence[Path]) -> None:
     """Make files or folders durable: each by itself when few, their whole (one) file system at once when many."""
     if not paths:
@@ -72,3 +87,20 @@ def _syncfs() -> Callable[[int], None] | None:
             raise OSError(number, os.strerror(number))
 
     return syncfs
+
+
+@contextmanager
+def staged(parent: Path) -> Iterator[Path]:
+    """Yield a new folder that nobody else uses and that goes with the block.
+
+    Those that killed processes left in the same place go too, an hour after the last file was made in them.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in entries(parent):
+        if left.name.startswith(_STAGED) and modified(left) < time.time() - _ABANDONED_AFTER_S:
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(mkdtemp(dir=parent, prefix=_STAGED))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,7 @@
 """``create_app()``: puts the service together. Assembly only."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 from fastapi import FastAPI
 from sqlalchemy import Engine
@@ -50,8 +50,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
         queue = _make_queue(settings)
         try:
-            app.state.services = _make_services(settings, engine, decoder, queue)
-            yield
+            services = app.state.services = _make_services(settings, engine, decoder, queue)
+            with closing(services.downloads):
+                yield
         finally:
             queue.close()
             decoder.close()
@@ -104,6 +105,7 @@ def _make_services(settings: Settings, engine: Engine, decoder: DecoderPool, que
             classifiers=classifier_service,
             exporter=Exporter(predictor=predictor, bundles=bundles),
             folder=settings.data_dir / "downloads",
+            max_bytes=settings.max_download_cache_bytes,
         ),
         classify=ClassifyService(classifiers=classifier_service, predictor=predictor, decoder=decoder),
         models=ModelService(catalog=catalog),

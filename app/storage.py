@@ -94,7 +94,7 @@ class BlobBatch:
         """
         path = self._folder / secrets.token_hex(12)
         digest, num_bytes = hashlib.sha256(), 0
-        with _disk(), path.open("xb") as out:
+        with disk(), path.open("xb") as out:
             while chunk := file.read(_CHUNK):
                 num_bytes += len(chunk)
                 if max_bytes is not None and num_bytes > max_bytes:
@@ -140,12 +140,12 @@ class BlobStore(ABC):
     def batch(self) -> Iterator[BlobBatch]:
         """Stage many blobs and store them all at the end of the block; on an exception, none."""
         folder = self._staging / secrets.token_hex(12)
-        with _disk():
+        with disk():
             folder.mkdir(parents=True)
         try:
             batch = BlobBatch(folder)
             yield batch
-            with _disk():
+            with disk():
                 self._publish(batch.kept)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -162,7 +162,7 @@ class BlobStore(ABC):
 
     def read(self, sha256: str) -> bytes:
         """All bytes of a blob, checked against its name. Raises `BlobMissing`, `BlobCorrupt`."""
-        with self.open(sha256) as file, _disk():
+        with self.open(sha256) as file, disk():
             content = file.read()
         if hashlib.sha256(content).hexdigest() != sha256:
             raise BlobCorrupt
@@ -170,7 +170,7 @@ class BlobStore(ABC):
 
     def verify(self, sha256: str) -> None:
         """Read a blob where it is stored and check its bytes. Raises `BlobMissing`, `BlobCorrupt`."""
-        with self.open(sha256) as file, _disk():
+        with self.open(sha256) as file, disk():
             digest = hashlib.sha256()
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
@@ -191,6 +191,10 @@ class BlobStore(ABC):
                     raise
                 continue  # evicted from the cache just now
             return
+
+    def drop_copy(self, sha256: str) -> bool:  # noqa: ARG002 - for stores that have copies
+        """Drop a local copy of a blob, so that it is fetched anew; False where no file is a copy."""
+        return False
 
     def remove_abandoned(self, older_than: timedelta) -> int:
         """Remove what batches of killed processes left in staging; returns how many batches."""
@@ -252,11 +256,11 @@ class LocalBlobStore(BlobStore):
         self._aside = Aside(root / "aside")
 
     def open(self, sha256: str) -> BinaryIO:
-        with _disk():
+        with disk():
             return self._look(sha256, lambda path: path.open("rb"))
 
     def local_path(self, sha256: str) -> Path:
-        with _disk():
+        with disk():
             return self._look(sha256, _existing)
 
     def exists(self, sha256: str) -> bool:
@@ -267,7 +271,7 @@ class LocalBlobStore(BlobStore):
         return True
 
     def delete(self, sha256: str) -> None:
-        with _disk():
+        with disk():
             self._path(sha256).unlink(missing_ok=True)
 
     def stored(self) -> Iterator[tuple[str, datetime]]:
@@ -277,14 +281,14 @@ class LocalBlobStore(BlobStore):
 
     def clock(self) -> datetime:
         probe = self._root / "clock"
-        with _disk():
+        with disk():
             self._root.mkdir(parents=True, exist_ok=True)
             probe.touch()
             return _stored_at(probe)
 
     def discard(self, sha256: str, *, unless_stored_since: datetime) -> bool:
         place = self._path(sha256)
-        with _disk():
+        with disk():
             if _stored_at(place) >= unless_stored_since or (taken := self._aside.take(place)) is None:
                 return False
             # It may have been stored again just before it was taken. From now on nobody can: they find no file, and
@@ -296,7 +300,7 @@ class LocalBlobStore(BlobStore):
         return True
 
     def recover(self) -> None:
-        with _disk():
+        with disk():
             for name, taken in self._aside.files():
                 if _SHA256.fullmatch(name):
                     put_back(taken, self._path(name))
@@ -357,7 +361,7 @@ class RemoteBlobStore(BlobStore):
         self._max_cache_bytes = max_cache_bytes
 
     def open(self, sha256: str) -> BinaryIO:
-        with _disk():
+        with disk():
             return cast(BinaryIO, self._fs.open(self._remote(sha256), "rb"))
 
     def local_path(self, sha256: str) -> Path:
@@ -366,19 +370,24 @@ class RemoteBlobStore(BlobStore):
             self._fetch(sha256, path)
         return path
 
+    def drop_copy(self, sha256: str) -> bool:
+        with disk():
+            (self._cache / _key(sha256)).unlink(missing_ok=True)
+        return True
+
     def exists(self, sha256: str) -> bool:
-        with _disk():
+        with disk():
             return bool(self._fs.isfile(self._remote(sha256)))
 
     def delete(self, sha256: str) -> None:
-        with _disk():
+        with disk():
             with suppress(FileNotFoundError):
                 self._fs.rm_file(self._remote(sha256))
             (self._cache / _key(sha256)).unlink(missing_ok=True)
 
     def stored(self) -> Iterator[tuple[str, datetime]]:
         for a, b in product(_HEX, _HEX):  # one answer of a million names would not fit
-            with _disk():
+            with disk():
                 self._fs.invalidate_cache()
                 found: dict[str, dict[str, Any]] = self._fs.find(f"{self._root}/{a}{b}", detail=True)
             for name, details in found.items():
@@ -388,7 +397,7 @@ class RemoteBlobStore(BlobStore):
 
     def clock(self) -> datetime:
         probe = f"{self._root}/clock"
-        with _disk():
+        with disk():
             self._fs.makedirs(self._root, exist_ok=True)
             self._fs.pipe_file(probe, b"")
         return self._modified(probe)
@@ -411,7 +420,7 @@ class RemoteBlobStore(BlobStore):
         """When an object was stored; ``details`` of a listing save asking again where they tell it."""
         found = (details or {}).get("LastModified")
         if not isinstance(found, datetime):
-            with _disk():
+            with disk():
                 self._fs.invalidate_cache()  # what a listing said a while ago is no answer
                 found = cast(datetime, self._fs.modified(name))
         return found.replace(tzinfo=UTC) if found.tzinfo is None else found
@@ -430,19 +439,19 @@ class RemoteBlobStore(BlobStore):
                 pass
 
     def _fetch(self, sha256: str, path: Path) -> None:
-        with _disk():
+        with disk():
             self._staging.mkdir(parents=True, exist_ok=True)
             path.parent.mkdir(parents=True, exist_ok=True)
         aside = self._staging / secrets.token_hex(12)
         try:
             digest = hashlib.sha256()
-            with self.open(sha256) as remote, _disk(), aside.open("xb") as out:
+            with self.open(sha256) as remote, disk(), aside.open("xb") as out:
                 while chunk := remote.read(_CHUNK):
                     digest.update(chunk)
                     out.write(chunk)
             if digest.hexdigest() != sha256:
                 raise BlobCorrupt
-            with _disk():
+            with disk():
                 aside.rename(path)
         finally:
             aside.unlink(missing_ok=True)
@@ -493,8 +502,8 @@ def _key(sha256: str) -> str:
 
 
 @contextmanager
-def _disk() -> Iterator[None]:
-    """Translate the medium's errors into ours."""
+def disk() -> Iterator[None]:
+    """Translate a block's errors of the medium into `Unavailable`; a file that is not there is `BlobMissing`."""
     try:
         yield
     except FileNotFoundError as e:

@@ -16,6 +16,7 @@ class LoadingCache(Generic[K, V]):
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._entries: OrderedDict[K, Future[V]] = OrderedDict()
+        self._refreshing: dict[K, Future[V]] = {}
         self._lock = threading.Lock()
 
     def get(self, key: K, make: Callable[[], V]) -> V:
@@ -24,10 +25,8 @@ class LoadingCache(Generic[K, V]):
             entry = self._entries.get(key)
             mine = entry is None
             if entry is None:
-                entry = self._entries[key] = Future()
-                while len(self._entries) > self._capacity:
-                    self._entries.popitem(last=False)
-            self._entries.move_to_end(key)
+                entry = Future()
+            self._hold(key, entry)
         if mine:
             try:
                 entry.set_result(make())
@@ -39,15 +38,34 @@ class LoadingCache(Generic[K, V]):
                 raise
         return entry.result()
 
-    def replace(self, key: K, value: V) -> None:
-        """Have ``get`` answer with this value from now on."""
-        entry: Future[V] = Future()
-        entry.set_result(value)
+    def refresh(self, key: K, make: Callable[[], V]) -> V:
+        """A value made anew, with which ``get`` answers from then on; until then, and on an error, with the old one.
+
+        Those who ask while one is being made share it, and its error.
+        """
         with self._lock:
-            self._entries[key] = entry
-            self._entries.move_to_end(key)
-            while len(self._entries) > self._capacity:
-                self._entries.popitem(last=False)
+            entry = self._refreshing.get(key)
+            mine = entry is None
+            if entry is None:
+                entry = self._refreshing[key] = Future()
+        if mine:
+            try:
+                entry.set_result(make())
+            except BaseException as e:
+                with self._lock:
+                    del self._refreshing[key]
+                entry.set_exception(e)
+                raise
+            with self._lock:
+                del self._refreshing[key]
+                self._hold(key, entry)
+        return entry.result()
+
+    def _hold(self, key: K, entry: "Future[V]") -> None:
+        self._entries[key] = entry
+        self._entries.move_to_end(key)
+        while len(self._entries) > self._capacity:
+            self._entries.popitem(last=False)
 
     def __len__(self) -> int:
         """Entries held or being made."""

@@ -3,15 +3,15 @@
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Lock
 
 import structlog
 
 from app.exceptions import Conflict, Unavailable
+from app.inference.export_process import ExportProcess
 from app.inference.predictor import BundleFetcher, BundleSource, Predictor, Source
-from must_core.bundle import Bundle, load_bundle, save_bundle
-from must_core.errors import CorruptArtifact, InvalidConfig
-from must_core.export import export_onnx, export_open_clip
+from app.storage import disk
+from must_core.bundle import load_bundle, save_bundle
+from must_core.errors import CorruptArtifact, InvalidClasses
 from must_core.student import Student
 from must_core.text.prompts import build_class_weights
 
@@ -28,40 +28,47 @@ class ExportFormat(StrEnum):
 
 
 class Exporter:
-    """Any classifier in any format; one at a time, for each takes a model's memory."""
+    """Any classifier in any format. For one thread: each export takes a model's memory."""
 
     def __init__(self, *, predictor: Predictor, bundles: BundleFetcher) -> None:
         self._predictor = predictor
         self._bundles = bundles
-        self._lock = Lock()
+        self._process = ExportProcess()
 
     def export(
         self, source: Source, *, base_model: str, unknown_below: float | None, to: ExportFormat, folder: Path
     ) -> None:
         """Write a new folder. Takes seconds to minutes. ``unknown_below``: of a zero-shot one; bundles have theirs.
 
-        Raises `Unavailable` when files or weights are missing or damaged, and `Conflict` ``not_exportable``.
+        Raises `Unavailable` when files or weights are missing or damaged or the disk is full, and `Conflict`
+        ``not_exportable``.
         """
-        with self._lock, TemporaryDirectory(dir=folder.parent) as temporary:
-            try:
-                stored = self._bundle_folder(source, unknown_below, Path(temporary) / "bundle")
-                if to is ExportFormat.BUNDLE:
-                    stored.rename(folder)
-                elif to is ExportFormat.ONNX:
-                    export_onnx(_loaded(stored), folder)
-                else:
-                    export_open_clip(_loaded(stored), self._predictor.base(base_model), folder)
-            except InvalidConfig as e:
-                raise Conflict("not_exportable", e.message) from e
+        with disk(), TemporaryDirectory(dir=folder.parent) as temporary:
+            bundle = Path(temporary) / "bundle"
+            self._write_bundle(source, unknown_below, bundle)
+            if to is ExportFormat.BUNDLE:
+                _check(bundle)
+                bundle.rename(folder)
+                return
+            arguments = ["--classifier", str(bundle), "--to", to.value, "--output", str(folder)]
+            self._process.run([*arguments, "--model", self._predictor.address_of(base_model)])
 
-    def _bundle_folder(self, source: Source, unknown_below: float | None, folder: Path) -> Path:
+    def close(self) -> None:
+        """End an export that is at work."""
+        self._process.close()
+
+    def _write_bundle(self, source: Source, unknown_below: float | None, folder: Path) -> None:
         if isinstance(source, BundleSource):
             self._bundles.lay_out(source, folder)
-            return folder
+            return
         base = self._predictor.base(source.base_model)
+        try:
+            class_weights_DK = build_class_weights(base, source.classes, source.templates)
+        except InvalidClasses as e:  # made under rules that were others
+            raise Conflict("not_exportable", e.message) from e
         save_bundle(
             folder,
-            Student.from_base(base, build_class_weights(base, source.classes, source.templates)),
+            Student.from_base(base, class_weights_DK),
             visual_config=base.visual_config,
             preprocess=base.preprocess,
             classes=source.classes,
@@ -69,12 +76,11 @@ class Exporter:
             provenance={"base_model": source.base_model, "base_text_fingerprint": base.text_fingerprint},
             unknown_below=unknown_below,
         )
-        return folder
 
 
-def _loaded(folder: Path) -> Bundle:
+def _check(folder: Path) -> None:
     try:
-        return load_bundle(folder)
+        load_bundle(folder)
     except CorruptArtifact as e:
         logger.exception("bundle_corrupt")
         raise Unavailable("artifact_corrupt", "The classifier's files are damaged.") from e

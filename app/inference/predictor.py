@@ -5,6 +5,7 @@ Shapes: B images, K classes.
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,8 +68,8 @@ class Answer:
 class BundleFetcher(Protocol):
     """Brings a bundle's files into a folder of this machine."""
 
-    def fetch(self, source: BundleSource) -> Path:
-        """The folder with the bundle's files under their names, each verified."""
+    def laid_out(self, source: BundleSource) -> AbstractContextManager[Path]:
+        """A folder with the bundle's files under their names, each verified; it goes with the block."""
         ...
 
     def lay_out(self, source: BundleSource, folder: Path) -> None:
@@ -124,9 +125,12 @@ class Predictor:
         self._load(source)
 
     def reload(self, source: Source) -> None:
-        """Make a classifier ready from its stored files as they are now, however warm it is; raises `Unavailable`."""
+        """Make a classifier ready from its stored files as they are now, however warm it is; raises `Unavailable`.
+
+        Callers at the same time share one load.
+        """
         if isinstance(source, BundleSource):
-            self._bundle_models.replace(source.version, self._load_bundle(source))
+            self._bundle_models.refresh(source.version, lambda: self._load_bundle(source))
         else:
             self._load(source)
 
@@ -164,7 +168,8 @@ class Predictor:
 
     def _load_bundle(self, source: BundleSource) -> _Loaded:
         try:
-            bundle = load_bundle(self._bundles.fetch(source))
+            with self._bundles.laid_out(source) as folder:
+                bundle = load_bundle(folder)
         except CorruptArtifact as e:
             logger.exception("bundle_corrupt", version=source.version)
             raise Unavailable("artifact_corrupt", "The classifier's files are damaged.") from e
@@ -178,6 +183,10 @@ class Predictor:
             raise InvalidInput(e.code, e.message, param=e.param) from e
         classifier = serving_classifier(base.visual, class_weights_DK, logit_scale=base.logit_scale)
         return _Loaded(classifier.to(self._device), base.preprocess, tuple(c.name for c in source.classes))
+
+    def address_of(self, base_model: str) -> str:
+        """Where open_clip loads a base model from; raises `InvalidInput` ``unknown_model``."""
+        return self._catalog.get(base_model).address
 
     def base(self, name: str) -> BaseModel:
         """The base model of a name, kept warm; raises `Unavailable`."""

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response, status
-from fastapi.responses import FileResponse
 
 from app.classifiers.messages import ClassifierView
 from app.deps import ClassifierServiceDep, DownloadServiceDep
@@ -11,6 +10,7 @@ from app.idempotency.messages import Answer
 from app.inference.exports import ExportFormat
 from app.routes.bodies import body_schema, class_list, read_json_body
 from app.routes.idempotency import OnceDep, answer_of
+from app.routes.open_files import OpenFileResponse
 from app.routes.paging import PagingDep
 from app.schemas.classifiers import ClassifierCreate, ClassifierOut
 from app.schemas.common import Page
@@ -48,22 +48,23 @@ def get_classifier(service: ClassifierServiceDep, classifier_id: str) -> Classif
 
 @router.get(
     "/{classifier_id}/download",
-    response_class=FileResponse,
+    response_class=OpenFileResponse,
     responses={200: {"content": {"application/zip": {}}, "description": "A folder, zipped."}},
 )
-def download_classifier(
+async def download_classifier(
     service: DownloadServiceDep,
     classifier_id: str,
     to: Annotated[
         ExportFormat, Query(alias="format", description="What it is to be used with.", examples=["onnx"])
     ] = ExportFormat.BUNDLE,
-) -> FileResponse:
+) -> OpenFileResponse:
     """Download a classifier, zipped: as a bundle, as a folder for open_clip or as ONNX. The first time takes longer."""
-    archive = service.archive(classifier_id, to)
-    return FileResponse(archive, filename=archive.name, media_type="application/zip")
+    archive = await service.archive(classifier_id, to)
+    return OpenFileResponse(archive.file, filename=archive.name, etag=archive.etag, media_type="application/zip")
 
 
 @router.delete("/{classifier_id}", status_code=status.HTTP_204_NO_CONTENT)
-def delete_classifier(service: ClassifierServiceDep, classifier_id: str) -> None:
+def delete_classifier(service: ClassifierServiceDep, downloads: DownloadServiceDep, classifier_id: str) -> None:
     """Delete a classifier with which neither an alias nor a job answers."""
     service.delete(classifier_id)
+    downloads.forget(classifier_id)

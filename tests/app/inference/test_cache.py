@@ -1,5 +1,5 @@
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -48,3 +48,62 @@ def test_a_failure_is_told_and_forgotten() -> None:
     with pytest.raises(OSError, match="no disk"):
         cache.get("a", fail)
     assert cache.get("a", lambda: "fine") == "fine"
+
+
+def test_a_refresh_is_made_once_and_only_then_answered_with() -> None:
+    cache: LoadingCache[str, str] = LoadingCache(2)
+    cache.get("a", lambda: "old")
+    made: list[str] = []
+    at_work, go_on = threading.Event(), threading.Event()
+
+    def make() -> str:
+        at_work.set()
+        assert go_on.wait(30)
+        made.append("new")
+        return "new"
+
+    class Watched(dict[str, Future[str]]):
+        """Says when all have looked whether a refresh is at work."""
+
+        num_looks = 0
+        all_looked = threading.Event()
+
+        def get(self, *key: str) -> Future[str] | None:  # type: ignore[override]
+            self.num_looks += 1
+            if self.num_looks == 8:
+                self.all_looked.set()
+            return super().get(*key)
+
+    cache._refreshing = watched = Watched()
+    with ThreadPoolExecutor(8) as threads:
+        refreshes = [threads.submit(cache.refresh, "a", make) for _ in range(8)]
+        assert at_work.wait(30)
+        assert watched.all_looked.wait(30)
+        assert cache.get("a", lambda: "never") == "old"
+        go_on.set()
+        assert [refresh.result(30) for refresh in refreshes] == ["new"] * 8
+    assert made == ["new"]
+    assert cache.get("a", lambda: "never") == "new"
+    assert cache.refresh("a", lambda: "newest") == "newest", "the next one is another"
+
+
+def test_a_refresh_that_fails_leaves_the_old() -> None:
+    cache: LoadingCache[str, str] = LoadingCache(2)
+    cache.get("a", lambda: "old")
+
+    def fail() -> str:
+        raise OSError("no disk")
+
+    with pytest.raises(OSError, match="no disk"):
+        cache.refresh("a", fail)
+    assert cache.get("a", lambda: "never") == "old"
+    assert cache.refresh("a", lambda: "new") == "new", "a failure is forgotten"
+
+
+def test_what_is_refreshed_counts_among_those_held() -> None:
+    cache: LoadingCache[str, str] = LoadingCache(2)
+    for key in ("a", "b", "a", "c"):
+        cache.refresh(key, lambda k=key: k)
+    assert len(cache) == 2
+    assert cache.get("a", lambda: "never") == "a"
+    assert cache.get("b", lambda: "anew") == "anew"

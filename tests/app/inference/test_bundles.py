@@ -70,9 +70,13 @@ def all_at_once(bundles: StoredBundles, source: BundleSource) -> list[bool]:
     everybody_has_it = threading.Barrier(4, timeout=60)
 
     def lay_out() -> bool:
-        with bundles.laid_out(source) as folder:
-            everybody_has_it.wait()
-            return load_bundle(folder).class_names == tuple(CLASSES)
+        try:
+            with bundles.laid_out(source) as folder:
+                everybody_has_it.wait()
+                return load_bundle(folder).class_names == tuple(CLASSES)
+        except BaseException:
+            everybody_has_it.abort()
+            raise
 
     with ThreadPoolExecutor(4) as threads:
         return [future.result() for future in [threads.submit(lay_out) for _ in range(4)]]

@@ -68,11 +68,11 @@ def test_a_refresh_is_made_once_and_only_then_answered_with() -> None:
         num_looks = 0
         all_looked = threading.Event()
 
-        def get(self, *key: str) -> Future[str] | None:  # type: ignore[override]
+        def get(self, key: str) -> Future[str] | None:  # type: ignore[override]
             self.num_looks += 1
             if self.num_looks == 8:
                 self.all_looked.set()
-            return super().get(*key)
+            return super().get(key)
 
     cache._refreshing = watched = Watched()
     with ThreadPoolExecutor(8) as threads:

@@ -3,7 +3,10 @@
 import io
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import httpx
 import onnxruntime
@@ -13,11 +16,15 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from app.config import Settings
+from app.inference.exports import Exporter
+from app.inference.predictor import Source
 from app.jobs.ledger import Ledger
+from app.services.downloads import MAX_WAITING
 from app.storage import BlobStore, LocalBlobStore
 from must_core.bundle import load_bundle
 from tests.support.bundles import hand_in
 from tests.support.tiny import CLASSES
+from tests.support.workers import wait_for
 from worker.protocol import UnknownBelow
 
 
@@ -122,6 +129,62 @@ def test_what_is_damaged_is_not_handed_out(
         assert (refused.status_code, refused.json()["code"]) == (503, "artifact_corrupt")
     storage.local_path(sha256).write_bytes(content)
     assert client.get(f"/classifiers/{adapted}/download").status_code == 200
+
+
+def test_a_download_can_be_resumed_while_the_file_is_the_same(client: TestClient, classifiers: dict[str, str]) -> None:
+    address = f"/classifiers/{classifiers['zero_shot']}/download"
+    whole = client.get(address)
+    tag = whole.headers["etag"]
+    assert client.get(address).headers["etag"] == tag
+    rest = client.get(address, headers={"Range": "bytes=100-", "If-Range": tag})
+    assert (rest.status_code, rest.content, rest.headers["etag"]) == (206, whole.content[100:], tag)
+    another = client.get(address, headers={"Range": "bytes=100-", "If-Range": '"another"'})
+    assert (another.status_code, another.content) == (200, whole.content)
+
+
+def test_exports_hold_up_nobody(
+    client: TestClient, classifiers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More who wait than there are threads for requests; one export for all who get it."""
+    kept = f"/classifiers/{classifiers['zero_shot']}/download"
+    assert client.get(kept).status_code == 200
+    new = client.post("/classifiers", json={"classes": ["some", "others"]}).json()["id"]
+    downloads = client.app.state.services.downloads  # type: ignore[attr-defined]
+    go_on, exported, export = Event(), list[object](), Exporter.export
+
+    def slow(self: Exporter, source: Source, **how: Any) -> None:
+        exported.append(source)
+        assert go_on.wait(120)
+        export(self, source, **how)
+
+    monkeypatch.setattr(Exporter, "export", slow)
+    with ThreadPoolExecutor(45) as threads:
+        replies = [threads.submit(client.get, f"/classifiers/{new}/download") for _ in range(45)]
+        try:
+            wait_for(lambda: sum(reply.done() for reply in replies) == 45 - MAX_WAITING, what="those turned away")
+            assert downloads._num_waiting == MAX_WAITING
+            assert client.get("/health/ready").status_code == 200
+            assert client.get(kept).status_code == 200
+            with monkeypatch.context() as control:  # if what is kept were not looked for first
+                control.setattr(downloads, "_kept", lambda *_: None)
+                assert client.get(kept).status_code == 503
+        finally:
+            go_on.set()
+    refused = [reply.result() for reply in replies if reply.result().status_code != 200]
+    assert len(refused) == 45 - MAX_WAITING
+    assert {(r.status_code, r.json()["code"], r.headers["retry-after"]) for r in refused} == {(503, "overloaded", "30")}
+    assert len({reply.result().content for reply in replies if reply.result().status_code == 200}) == 1
+    assert len(exported) == 1
+    assert client.get(f"/classifiers/{new}/download").status_code == 200, "there is room to wait again"
+
+
+def test_what_is_deleted_leaves_no_download(client: TestClient, settings: Settings) -> None:
+    new = client.post("/classifiers", json={"classes": ["this", "that"]}).json()["id"]
+    assert client.get(f"/classifiers/{new}/download").status_code == 200
+    assert list((settings.data_dir / "downloads").glob(f"{new}-*"))
+    assert client.delete(f"/classifiers/{new}").status_code == 204
+    assert not list((settings.data_dir / "downloads").glob(f"{new}-*"))
+    assert client.get(f"/classifiers/{new}/download").status_code == 404
 
 
 def test_only_what_there_is(client: TestClient, classifiers: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""``python -m worker``: takes jobs until SIGTERM or SIGINT, then has them checkpointed, gives them back and exits 0.
+"""``python -m worker``: takes jobs until SIGTERM, SIGINT or SIGHUP; has them checkpointed, gives them back, exits 0.
 
 With a broker (``MUST_BROKER_URL``) it is a Celery worker, without one it asks the ledger itself. A second signal
 ends it at once, and its trainers with it; their jobs are then recovered by their leases.
@@ -26,7 +26,7 @@ from app.jobs.hint import HintSender
 from app.jobs.ledger import Ledger
 from app.log import configure_logging
 from app.storage import make_storage
-from worker.celery_app import keep_logging_as_it_is, make_celery
+from worker.celery_app import keep_logging_as_it_is, make_celery, make_worker
 from worker.devices import Devices, Owned
 from worker.embedded import EmbeddedWorker
 from worker.housekeeper import Housekeeper
@@ -126,7 +126,7 @@ def _run_embedded(settings: Settings, ledger: Ledger, supervisor: Supervisor) ->
         signal.signal(number, signal.SIG_DFL)  # the next one ends us
         os.write(tell, b"\n")
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, on_signal)
     sweeper.start()
     worker.start()
@@ -175,7 +175,7 @@ def _listen(celery: Celery, supervisor: Supervisor) -> int:
     started anew then; jobs at work go on meanwhile, and the worker asks for others by itself.
     """
     while True:
-        worker = celery.Worker(without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True)
+        worker = make_worker(celery)
         worker.start()  # returns after a warm shutdown, when the last job was given back
         if supervisor.stopping:
             return int(worker.exitcode or 0)

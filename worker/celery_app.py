@@ -5,11 +5,14 @@ and what a dead worker leaves behind is recovered by its lease, not by redeliver
 """
 
 import logging
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import structlog
 from celery import Celery, signals
+from celery.apps.worker import Worker
+from celery.worker import state
 from celery.worker.consumer import Consumer
 from kombu.entity import Queue
 from kombu.exceptions import KombuError
@@ -42,6 +45,22 @@ class HintConsumer(Consumer):  # type: ignore[misc]
                     message.reject_log_error(logging.getLogger(__name__), self.connection_errors)  # type: ignore[no-untyped-call]
 
         return on_message
+
+
+class HintWorker(Worker):  # type: ignore[misc]
+    """Ends at SIGHUP as at SIGTERM: whoever started it is gone. Celery would run the whole program anew."""
+
+    def install_platform_tweaks(self, worker: Worker) -> None:
+        """Called once, when signals may come."""
+        super().install_platform_tweaks(worker)
+        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
+
+
+def make_worker(celery: Celery) -> Worker:
+    """One that has not started. There may have been others before it in this process."""
+    state.should_stop = state.should_terminate = None  # of the one before
+    kind = celery.subclass_with_self(HintWorker)
+    return kind(without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True)
 
 
 def _reduce_to_hint(message: Message) -> None:

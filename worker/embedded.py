@@ -5,7 +5,6 @@ from datetime import timedelta
 from threading import Event, Thread
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.jobs.errors import LedgerUnavailable
 from worker.supervisor import Supervisor
@@ -44,6 +43,6 @@ class EmbeddedWorker:
                     continue
             except LedgerUnavailable as e:
                 _log.warning("ledger_unavailable", error=str(e)[:300])
-            except (SQLAlchemyError, OSError):
+            except Exception:  # noqa: BLE001 - a job that cannot be read must not cost the slot
                 _log.exception("slot_failed")
             self._stopping.wait(self._poll_s)

@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Event, Thread
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.exceptions import Unavailable
@@ -98,5 +97,5 @@ class Housekeeper:
                     self.clean_own_disk()
             except (LedgerUnavailable, Unavailable) as e:
                 _log.warning("housekeeping_interrupted", error=str(e)[:300])
-            except (SQLAlchemyError, OSError):
+            except Exception:  # noqa: BLE001 - what a storage of somebody else's may raise is anything
                 _log.exception("housekeeping_failed")

@@ -9,7 +9,6 @@ from pathlib import Path
 from threading import Event, Thread
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.jobs.errors import LedgerUnavailable
 from app.jobs.fleet import Presence
@@ -109,7 +108,7 @@ class Sweeper:
                     self.tidy()
             except LedgerUnavailable as e:
                 _log.warning("ledger_unavailable", error=str(e)[:300])
-            except (SQLAlchemyError, OSError):
+            except Exception:  # noqa: BLE001 - whatever it is, dead workers' jobs are looked for again
                 _log.exception("sweep_failed")
             # Spread out, so that many workers do not sweep in step.
             self._stopping.wait(self._interval_s * random.uniform(0.8, 1.2))

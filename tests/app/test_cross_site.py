@@ -35,6 +35,7 @@ def client(request: pytest.FixtureRequest) -> TestClient:
         {"Origin": "https://elsewhere.example"},
         {"Origin": "http://127.0.0.1:9000"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Origin": "http://127.0.0.1:8000.elsewhere.example"},
     ],
 )

@@ -205,6 +205,17 @@ def test_a_worker_behind_a_broker_stops_gracefully(start_worker: StartWorker, se
     assert starts(sessions, job_id) == 2
 
 
+@only(EMBEDDED, REDIS)
+def test_a_worker_whose_terminal_is_closed_stops_gracefully_too(start_worker: StartWorker, sessions: Sessions) -> None:
+    job_id = add_job(sessions, max_attempts=1, hyperparameters={"steps": 1000, "step_ms": 30})
+    worker = start_worker(lease="PT600S")
+    wait_until_training(sessions, job_id)
+    worker.send(signal.SIGHUP)
+    assert worker.wait() == 0
+    assert status(sessions, job_id) is JobStatus.QUEUED
+    assert len(worker.events("worker_started")) == 1
+
+
 @only(REDIS)
 def test_a_job_whose_worker_is_killed_instead_waits_for_its_lease(
     start_worker: StartWorker, sessions: Sessions, stack: Stack

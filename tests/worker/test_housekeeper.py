@@ -53,7 +53,10 @@ def test_garbage_is_one_workers_each_hour(make: Make, storage: LocalBlobStore) -
 def test_a_thread_of_its_own_that_outlives_failures(
     make: Make, storage: LocalBlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recover, failures = storage.recover, [Unavailable("storage_unavailable", "."), OSError(5, "disk")]
+    recover, failures = (
+        storage.recover,
+        [Unavailable("storage_unavailable", "."), OSError(5, "disk"), RuntimeError("any")],
+    )
 
     def fail_at_first() -> None:
         if failures:

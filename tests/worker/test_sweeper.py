@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select, update
@@ -10,11 +11,13 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.database import now_plus
 from app.idempotency.messages import KeyedRequest
 from app.idempotency.store import IdempotencyStore
+from app.jobs.errors import LedgerUnavailable
 from app.jobs.ledger import Ledger
 from app.jobs.messages import JobError, Publication
 from app.jobs.status import JobStatus
 from app.tables import IdempotencyKey, Job
 from tests.support.jobs import add_job, read_job
+from tests.support.workers import wait_for
 from worker import runs
 from worker.sweeper import Sweeper
 
@@ -46,6 +49,26 @@ def test_a_dead_workers_job_that_nobody_takes_is_queued_by_the_second_sweep(
     for status in (JobStatus.RUNNING, JobStatus.QUEUED):
         sweeper.sweep()
         assert read_job(sessions, job_id).status is status
+
+
+@pytest.mark.parametrize("failure", [LedgerUnavailable("away"), OSError(5, "disk"), ValueError("anything")])
+def test_nothing_ends_the_sweeping(
+    sessions: sessionmaker[Session], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    failures, sweep = [failure], Ledger.sweep
+
+    def fail_at_first(ledger: Ledger, *silent: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return sweep(ledger, *silent)
+
+    monkeypatch.setattr(Ledger, "sweep", fail_at_first)
+    job_id = add_job(sessions)
+    assert Ledger(sessions).claim("w", -LEASE) is not None
+    sweeper = Sweeper(Ledger(sessions), interval=timedelta(seconds=0.02), runs_dir=tmp_path)
+    sweeper.start()
+    wait_for(lambda: read_job(sessions, job_id).status is JobStatus.QUEUED, what="the dead worker's job")
+    sweeper.stop()
 
 
 def test_without_a_broker_nothing_is_marked(sessions: sessionmaker[Session], tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Backing up a service that goes on working: one state of all its rows, and every blob that they refer to."""
 
+import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -12,18 +13,19 @@ from typing import BinaryIO
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from app.admin.backup_folder import BLOBS, BackupFolder, Manifest, WrittenFile
+from app.admin.backup_folder import BLOBS, ROWS, BackupFolder, Manifest, WrittenFile
 from app.admin.problems import AdminError, Problem, Tell
 from app.admin.rows import TableShape, write_rows
 from app.database import make_sessionmaker, read_only, revisions, take_any_time
 from app.exceptions import Unavailable
-from app.files import touch
+from app.files import entries
 from app.housekeeping.holds import holding
 from app.housekeeping.references import BLOB_REFERENCES
-from app.storage import BlobBatch, BlobStore, LocalBlobStore
+from app.storage import BlobBatch, BlobStore
 from app.tables import Base
 
 _COPIED_AT_ONCE = 64
+_SHA256 = re.compile(rb"[0-9a-f]{64}")
 
 
 @dataclass(kw_only=True)
@@ -40,10 +42,12 @@ class BackedUp:
 class Backup:
     """Makes backups. Neither the API nor workers wait for it."""
 
-    def __init__(self, *, engine: Engine, storage: BlobStore) -> None:
+    def __init__(self, *, engine: Engine, storage: BlobStore, service_folders: Sequence[Path] = ()) -> None:
+        """No backup is made in, around or at one of ``service_folders``."""
         self._engine = engine
         self._sessions = make_sessionmaker(engine)
         self._storage = storage
+        self._service_folders = service_folders
 
     def write(self, root: Path, tell: Tell) -> BackedUp:
         """Back up into a folder; a backup that is there already is replaced when this one is whole.
@@ -55,8 +59,8 @@ class Backup:
         if found != head or found is None:
             raise AdminError(f"the database is at revision {found}; this code is for {head}: run must migrate first")
         folder, done = BackupFolder(root), BackedUp()
-        with folder.lock():
-            started = folder.blobs.clock()
+        folder.require_apart(self._service_folders)
+        with folder.lock(), folder.private():
             rows = f"rows-{secrets.token_hex(8)}"
             with holding(self._sessions):  # before the rows are read: no blob of theirs goes meanwhile
                 tables, blobs = self._write_rows(folder, rows, done)
@@ -70,7 +74,7 @@ class Backup:
                 lost=tuple(lost),
             )
             folder.finish(manifest)
-            done.num_blobs, done.num_lost = _remove_older(folder, manifest, started), len(lost)
+            done.num_blobs, done.num_lost = _remove_older(folder, manifest), len(lost)
         return done
 
     def _write_rows(
@@ -93,7 +97,7 @@ class Backup:
             for some in _batches(names, _COPIED_AT_ONCE):
                 with folder.blobs.batch() as batch:
                     for name in dict.fromkeys(some):
-                        if _renew(folder.blobs, name):
+                        if _has(folder, name):
                             continue
                         if (problem := self._copy(batch, name)) is None:
                             done.num_copied += 1
@@ -145,23 +149,31 @@ def _names(session: Session) -> Iterator[bytes]:
             yield f"{name}\n".encode()
 
 
-def _renew(blobs: LocalBlobStore, name: str) -> bool:
-    """Whether a blob is in the folder; if so, the backup at work needs it too."""
+def _has(folder: BackupFolder, name: str) -> bool:
     try:
-        return touch(blobs.local_path(name))
+        return folder.blobs.exists(name)
     except (Unavailable, ValueError):
         return False
 
 
-def _remove_older(folder: BackupFolder, manifest: Manifest, started: datetime) -> int:
-    """Remove what only backups before this one, or unfinished ones, needed. Returns how many blobs are left."""
-    for path in folder.root.glob("rows-*"):
-        if path.name != manifest.rows:
+def _remove_older(folder: BackupFolder, manifest: Manifest) -> int:
+    """Remove what only backups before this one, or unfinished ones, needed. Returns how many blobs are left.
+
+    What this one needs is known by name, for clocks step. The names are in memory: some 100 bytes each.
+    """
+    for path in entries(folder.root):
+        if ROWS.fullmatch(path.name) and path.name != manifest.rows:
             shutil.rmtree(path, ignore_errors=True)
+    lines = (line.rstrip(b"\n") for line in folder.read_lines(manifest, manifest.blobs))
+    needed = {bytes.fromhex(line.decode()) for line in lines if _SHA256.fullmatch(line)}
     num_left = 0
-    for name, stored_at in folder.blobs.stored():
-        if stored_at >= started or not folder.blobs.discard(name, unless_stored_since=started):
+    for name, _ in folder.blobs.stored():
+        if not _SHA256.fullmatch(name.encode()):
+            continue
+        if bytes.fromhex(name) in needed:
             num_left += 1
+        else:
+            folder.blobs.delete(name)
     return num_left
 
 

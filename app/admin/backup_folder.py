@@ -1,19 +1,21 @@
 """A backup on disk.
 
+    FOLDER/must-backup          says that the folder is one for backups: it comes first, and who is at work locks it
     FOLDER/manifest.json        what belongs to the backup, with digests; there is no backup without it
     FOLDER/rows-…/TABLE.jsonl   the rows, see app/admin/rows.py
     FOLDER/rows-…/blobs.txt     sha256 of the blobs that the rows refer to
     FOLDER/blobs/…              the blobs, each under its sha256; shared with the backup before
 
 A second backup into the same folder adds what is new beside the first. Its manifest takes the first one's place in one
-step, and only then goes what it does not need.
+step, and only then goes what it does not need. A folder in which others keep something is never taken.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +23,13 @@ from typing import Any
 
 from app.admin.problems import AdminError
 from app.admin.rows import Kind, TableShape
-from app.files import sync
+from app.files import entries, sync
 from app.storage import LocalBlobStore
 
 FORMAT = 1
 BLOBS = "blobs.txt"
+MARKER = "must-backup"
+ROWS = re.compile(r"rows-[0-9a-f]{16}")
 _CHUNK = 1 << 20
 
 
@@ -100,16 +104,48 @@ class BackupFolder:
         except ValueError as e:
             raise AdminError(f"{self.manifest_path}: {e}") from e
 
+    def require_apart(self, others: Sequence[Path]) -> None:
+        """Raises `AdminError` when the backup would share a folder with one of these, or lie within it or around it."""
+        for other in (path.resolve() for path in others):
+            for own in (self.root.resolve(), (self.root / "blobs").resolve()):
+                if own == other or other in own.parents or own in other.parents:
+                    raise AdminError(f"{self.root} is not apart from {other}, where the service keeps its data")
+
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the only one at work in the folder, which is made when missing. Raises `AdminError`."""
+        """Be the only one at work in the folder, which is made when missing.
+
+        Raises `AdminError`: somebody is, or what the folder holds is not of a backup.
+        """
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.root / "lock").open("wb") as file:
+        self._require_own()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+        with os.fdopen(os.open(self.root / MARKER, flags, 0o600), "wb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as e:
                 raise AdminError(f"{self.root}: somebody is at work there") from e
             yield
+
+    @contextmanager
+    def private(self) -> Iterator[None]:
+        """Have the folder, and all that this process writes meanwhile, be for its owner alone."""
+        self.root.chmod(0o700)
+        before = os.umask(0o077)
+        try:
+            yield
+        finally:
+            os.umask(before)
+
+    def _require_own(self) -> None:
+        if (self.root / MARKER).is_file() or not entries(self.root):
+            return
+        try:
+            self.manifest()  # one of before there were markers
+        except AdminError as e:
+            raise AdminError(
+                f"{self.root} holds something else than a backup: name a folder that is empty or not there yet"
+            ) from e
 
     def write_lines(self, folder: str, name: str, lines: Iterable[bytes]) -> WrittenFile:
         """Write a file of lines, durably."""

@@ -75,7 +75,9 @@ def make_backup(folder: Folder) -> None:
     settings, problems = Settings(), _Problems()
     with _told():
         engine = make_engine(settings.resolved_database_url)
-        done = Backup(engine=engine, storage=_storage(settings)).write(folder, problems.tell)
+        folders = _service_folders(settings)
+        backup = Backup(engine=engine, storage=_storage(settings), service_folders=folders)
+        done = backup.write(folder, problems.tell)
     typer.echo(f"Backed up to {folder}. " + _words(asdict(done)))
     raise typer.Exit(PROBLEMS_FOUND if problems.number else 0)
 
@@ -124,6 +126,13 @@ def _told() -> Iterator[None]:
 
 def _storage(settings: Settings) -> BlobStore:
     return make_storage(settings.resolved_storage_url, settings.data_dir.absolute() / "cache")
+
+
+def _service_folders(settings: Settings) -> list[Path]:
+    """Where the service keeps things on this machine."""
+    scheme, separator, path = settings.resolved_storage_url.rpartition("://")
+    is_local = not separator or scheme in {"file", "local"}
+    return [settings.data_dir, *([Path(path)] if is_local else [])]
 
 
 def _words(counts: dict[str, object]) -> str:

@@ -1,8 +1,11 @@
 """What is in a backup, and when a folder holds one."""
 
+import io
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,10 @@ def back_up(engine: Engine, storage: LocalBlobStore, folder: BackupFolder, probl
     return lambda: Backup(engine=engine, storage=storage).write(folder.root, problems.append)
 
 
+def ignore(problem: Problem) -> None:
+    pass
+
+
 def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -74,8 +81,6 @@ def test_a_second_one_copies_what_is_new_and_drops_what_is_not_needed(
 ) -> None:
     back_up()
     first = folder.manifest()
-    for name, _ in folder.blobs.stored():
-        age(folder.blobs, name)
     _, (image,) = add_images(sessions, storage, [b"new"])
     with sessions.begin() as session:
         session.execute(update(Dataset).values(name="renamed"))
@@ -276,3 +281,118 @@ def test_a_database_of_another_revision_is_not_backed_up(back_up: BackUp, engine
         connection.exec_driver_sql("update alembic_version set version_num = '0001'")
     with pytest.raises(AdminError, match="must migrate"):
         back_up()
+
+
+@only_sqlite
+@pytest.mark.parametrize("place", ["blobs", "blobs/backup", ".", "empty"])
+def test_it_is_never_made_where_the_service_keeps_its_data(
+    engine: Engine, storage: LocalBlobStore, populated: Populated, tmp_path: Path, place: str
+) -> None:
+    """Even where nothing lies yet, or where an earlier backup says that the folder is its own."""
+    (tmp_path / "must-backup").touch()
+    (tmp_path / "blobs" / "must-backup").touch()
+    under_way = storage.put_stream(io.BytesIO(b"its rows are not committed yet")).sha256
+    before = {name for name, _ in storage.stored()}
+    backup = Backup(engine=engine, storage=storage, service_folders=[tmp_path / "blobs", tmp_path / "empty"])
+    with pytest.raises(AdminError, match="not apart"):
+        backup.write(tmp_path / place, ignore)
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "blobs")
+    with pytest.raises(AdminError, match="not apart"):
+        backup.write(tmp_path / "elsewhere", ignore)
+    assert {name for name, _ in storage.stored()} == before >= {under_way}
+
+
+@only_sqlite
+def test_without_that_it_takes_what_is_being_uploaded(
+    *,
+    engine: Engine,
+    storage: LocalBlobStore,
+    populated: Populated,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Negative control of the test above and of the one below."""
+    under_way = storage.put_stream(io.BytesIO(b"its rows are not committed yet")).sha256
+    monkeypatch.setattr(BackupFolder, "_require_own", lambda _: None)
+    monkeypatch.setattr(BackupFolder, "require_apart", lambda *_: None)
+    Backup(engine=engine, storage=storage, service_folders=[tmp_path]).write(tmp_path, ignore)
+    assert not storage.exists(under_way)
+
+
+@only_sqlite
+@pytest.mark.parametrize("name", ["rows-2025/precious.csv", "manifest.json", f"blobs/aa/aa/{'a' * 64}", ".profile"])
+def test_a_folder_in_which_somebody_keeps_something_is_not_taken(
+    back_up: BackUp, folder: BackupFolder, populated: Populated, name: str
+) -> None:
+    precious = folder.root / name
+    precious.parent.mkdir(parents=True)
+    precious.write_text("{}")
+    with pytest.raises(AdminError, match="something else than a backup"):
+        back_up()
+    assert [path for path in folder.root.rglob("*") if path.is_file()] == [precious]
+    assert precious.read_text() == "{}"
+
+
+@only_sqlite
+def test_in_a_folder_of_its_own_it_removes_what_is_its_own_alone(
+    back_up: BackUp, folder: BackupFolder, populated: Populated
+) -> None:
+    folder.root.mkdir()
+    back_up()
+    (folder.root / "must-backup").unlink()  # as one of before there were markers
+    note, unfinished = folder.root / "rows-2025" / "note", folder.root / f"rows-{'0' * 16}"
+    for path in (note.parent, unfinished):
+        path.mkdir()
+    note.touch()
+    back_up()
+    assert note.exists()
+    assert not unfinished.exists()
+    assert damages(folder) == set()
+
+
+@only_sqlite
+@pytest.mark.parametrize("step", [timedelta(hours=-1), timedelta(hours=1)], ids=["back", "forth"])
+def test_the_clock_may_step_meanwhile(
+    *,
+    back_up: BackUp,
+    folder: BackupFolder,
+    populated: Populated,
+    storage: LocalBlobStore,
+    sessions: Sessions,
+    monkeypatch: pytest.MonkeyPatch,
+    step: timedelta,
+) -> None:
+    """What may go is known by its name: files that look older than the backup stay, those that look newer go."""
+    back_up()
+    remove_dataset(sessions, populated.other_dataset_id)
+    _, (image,) = add_images(sessions, storage, [b"new"])
+    copy = Backup._copy_blobs
+
+    def copy_then_step(self: Backup, *rest: object) -> list[str]:
+        lost = copy(self, *rest)  # type: ignore[arg-type]
+        for name, stored_at in folder.blobs.stored():
+            os.utime(folder.blobs.local_path(name), times=((stored_at + step).timestamp(),) * 2)
+        return lost
+
+    monkeypatch.setattr(Backup, "_copy_blobs", copy_then_step)
+    done = back_up()
+    assert (done.num_blobs, done.num_copied) == (11, 1)
+    assert is_whole(folder.blobs, image)
+    assert len(list(folder.blobs.stored())) == 11
+    assert damages(folder) == set()
+
+
+@only_sqlite
+def test_nobody_else_can_read_it(back_up: BackUp, folder: BackupFolder, populated: Populated) -> None:
+    """Whatever the process's mask of modes is, also where the folder was there before."""
+    folder.root.mkdir()
+    folder.root.chmod(0o755)
+    before = os.umask(0)
+    try:
+        back_up()
+        assert os.umask(0) == 0, "it is as it was"
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in (folder.root, *folder.root.rglob("*"))}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o700}
+    assert {mode for path, mode in modes.items() if path.is_file()} == {0o600}

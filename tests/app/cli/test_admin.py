@@ -119,3 +119,16 @@ def test_a_database_that_was_never_migrated(tmp_path: Path) -> None:
         connection.execute(text("select 1"))
     assert place.run("verify").exit_code == 1
     assert place.run("backup", tmp_path / "backup").exit_code == 2
+
+
+def test_a_backup_into_the_service_itself(place: Place, populated: Populated, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "blobs").rglob("*")}
+    place.environment["MUST_STORAGE_URL"] = f"file://{tmp_path / 'data' / 'blobs'}"
+    for folder in ("data", "data/blobs", "data/new", "."):
+        done = place.run("backup", tmp_path / folder)
+        assert (done.exit_code, "is not apart from" in done.stderr) == (2, True)
+    place.environment["MUST_DATA_DIR"] = str(tmp_path / "elsewhere")
+    place.environment["MUST_DATABASE_URL"] = str(place.engine.url)
+    done = place.run("backup", tmp_path / "data" / "blobs")
+    assert (done.exit_code, "is not apart from" in done.stderr) == (2, True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "blobs").rglob("*")} == before

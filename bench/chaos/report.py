@@ -1,5 +1,6 @@
 """The tables of storms that were."""
 
+import signal
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -74,7 +75,13 @@ def _counts(results: Sequence[Result]) -> Iterator[str]:
     yield line("faults", [sum(result.faults.values()) for result in results])
     for column in fields(Audit):
         yield line(COUNTS[column.name], [getattr(result.audit, column.name) for result in results])
+    yield line("workers told to stop: exit 0 / ended by the signal / otherwise", [_exits(r) for r in results])
     yield line("trainers left running", [result.trainers_left for result in results])
+
+
+def _exits(result: Result) -> str:
+    zero, by_signal = (result.exit_codes.count(code) for code in (0, -signal.SIGTERM))
+    return f"{zero} / {by_signal} / {len(result.exit_codes) - zero - by_signal}"
 
 
 def _recoveries(results: Sequence[Result]) -> Iterator[str]:

@@ -6,6 +6,7 @@ What is broken follows from a seed; when it is felt depends on the machine.
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -123,7 +124,7 @@ class Storm:
         wait_for(lambda: self._num(Job.finished_at.is_(None)) == 0, timeout_s=ENOUGH_S, what="all jobs to end")
         for worker in self._workers:
             worker.send(signal.SIGTERM)
-        return [worker.wait() for worker in (*self._retired, *self._workers)]
+        return [_exit_code(worker) for worker in (*self._retired, *self._workers)]
 
     def close(self) -> None:
         """Be rid of all processes."""
@@ -245,7 +246,7 @@ class Storm:
         worker = WorkerProcess(
             f"worker-{self._num_started}",
             self._folder,
-            {**self._stack.settings, "TEST_TRAINER": "bench.chaos.trainer"},
+            {**self._stack.settings, "TEST_TRAINER": "bench.chaos.trainer", "PYTHONFAULTHANDLER": "1"},
             data_dir=str(self.data_dir),
             **SETTINGS,
         )
@@ -301,6 +302,17 @@ class Storm:
         while True:
             with suppress(DBAPIError), read_only(self._sessions) as session:  # our connections are cut too
                 return session.execute(query).all()
+
+
+def _exit_code(worker: WorkerProcess) -> int:
+    """0 as well for one that was told while it started: it ends by the signal and has had no job."""
+    try:
+        code = worker.wait(timeout_s=180)
+        return 0 if code == -signal.SIGTERM and not worker.events("job_claimed") else code
+    except subprocess.TimeoutExpired as e:
+        worker.send(signal.SIGABRT)  # its stacks go to its log
+        worker.wait()
+        raise RuntimeError(f"A worker that was told to stop did not end.\n{worker.log_path.read_text()[-8000:]}") from e
 
 
 def _processes() -> list[int]:

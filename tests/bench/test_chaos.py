@@ -16,7 +16,7 @@ from app.jobs.ledger import Ledger
 from app.jobs.messages import Publication
 from app.storage import BlobStore, LocalBlobStore
 from app.tables import Classifier, Job, JobEvent
-from bench.chaos.__main__ import run
+from bench.chaos.__main__ import RESULTS, read_results, run
 from bench.chaos.audit import Audit, Recovery, audit, recoveries
 from bench.chaos.report import tables
 from bench.chaos.storm import Fault
@@ -177,3 +177,7 @@ def test_a_storm_loses_nothing_and_doubles_nothing(stack: str) -> None:
     assert result.audit.succeeded >= 3
     assert sum(result.faults.values()) >= 10
     assert [r for r in result.recoveries if r.seconds is not None], "it did hit jobs"
+
+
+def test_the_page_shows_what_was_kept() -> None:
+    assert tables(read_results(RESULTS)) in Path("docs/reliability.md").read_text(encoding="utf-8")

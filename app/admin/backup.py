@@ -84,7 +84,10 @@ class Backup:
         with read_only(self._sessions) as session:
             take_any_time(session)
             for table in Base.metadata.sorted_tables:
-                file = folder.write_lines(rows, f"{table.name}.jsonl", write_rows(session, table))
+                try:
+                    file = folder.write_lines(rows, f"{table.name}.jsonl", write_rows(session, table))
+                except ValueError as e:
+                    raise AdminError(f"a row of {table.name} cannot be read: {e}") from e
                 tables.append((TableShape.of(table), file))
                 done.num_rows += file.num_lines
             blobs = folder.write_lines(rows, BLOBS, _names(session))

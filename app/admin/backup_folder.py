@@ -30,6 +30,8 @@ FORMAT = 1
 BLOBS = "blobs.txt"
 MARKER = "must-backup"
 ROWS = re.compile(r"rows-[0-9a-f]{16}")
+_REVISION = re.compile(r"[0-9]{4}")
+_TABLE = re.compile(r"[a-z_]+")
 _CHUNK = 1 << 20
 
 
@@ -71,7 +73,7 @@ class Manifest:
                 raise ValueError("the manifest is damaged")
             if body["format"] != FORMAT:
                 raise ValueError(f"a backup of format {body['format']}; this code reads {FORMAT}")
-            return cls(
+            found = cls(
                 created_at=body["created_at"],
                 revision=body["revision"],
                 rows=body["rows"],
@@ -79,8 +81,21 @@ class Manifest:
                 blobs=WrittenFile(**body["blobs"]),
                 lost=tuple(body["lost"]),
             )
-        except (KeyError, TypeError) as e:
+            found._require_own_names()
+        except (KeyError, TypeError, AttributeError, RecursionError) as e:
             raise ValueError("the manifest is damaged") from e
+        return found
+
+    def _require_own_names(self) -> None:
+        """Its digest keeps nobody from writing one: names become paths. Raises `ValueError`, `TypeError`."""
+        names = [(f"{shape.name}.jsonl", file.name) for shape, file in self.tables] + [(BLOBS, self.blobs.name)]
+        if not (
+            ROWS.fullmatch(self.rows)
+            and _REVISION.fullmatch(self.revision)
+            and all(_TABLE.fullmatch(shape.name) for shape, _ in self.tables)
+            and all(expected == name for expected, name in names)
+        ):
+            raise ValueError("the manifest has names that no backup has")
 
 
 class BackupFolder:

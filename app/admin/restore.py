@@ -25,7 +25,7 @@ from app.admin.rows import ROWS_AT_ONCE, TableShape, complete_rows, insert_rows,
 from app.database import alembic_config, now_utc, schema_change
 from app.exceptions import Unavailable
 from app.jobs.claims import ClaimStore
-from app.storage import BlobStore
+from app.storage import BlobCorrupt, BlobMissing, BlobStore
 from app.tables import Base, BlobHold, Chore, IdempotencyKey, Worker
 
 MOMENTARY = frozenset({Worker.__tablename__, Chore.__tablename__, BlobHold.__tablename__})
@@ -60,6 +60,8 @@ def check_backup(root: Path, tell: Tell) -> Manifest:
                 folder.blobs.verify(name)
             except Unavailable as e:
                 tell(Problem(code="backup_damaged", subject=name, detail=e.detail))
+            except ValueError:
+                tell(Problem(code="backup_damaged", subject=name, detail="is no sha256"))
     return manifest
 
 
@@ -107,18 +109,27 @@ class Restore:
         while some := list(islice(names, _COPIED_AT_ONCE)):
             with self._storage.batch() as batch:
                 for name in dict.fromkeys(some):
-                    if not self._storage.exists(name):
+                    if not self._is_sound(name):
                         with folder.blobs.open(name) as file:
-                            batch.put_stream(file)
+                            stored = batch.put_stream(file)
+                        if stored.sha256 != name:
+                            raise AdminError(f"blob {name} of the backup was damaged meanwhile; no rows were restored")
                         num_copied += 1
         return num_copied
+
+    def _is_sound(self, name: str) -> bool:
+        try:
+            self._storage.verify(name)
+        except (BlobMissing, BlobCorrupt):
+            return False
+        return True
 
 
 def _names(folder: BackupFolder, manifest: Manifest) -> Iterator[str]:
     """The blobs of a backup; some come more than once."""
     lost = set(manifest.lost)
     for line in folder.read_lines(manifest, manifest.blobs):
-        if (name := line.decode().rstrip("\n")) not in lost:
+        if (name := line.decode(errors="replace").rstrip("\n")) not in lost:
             yield name
 
 
@@ -159,6 +170,7 @@ def _fill(connection: Connection, folder: BackupFolder, manifest: Manifest) -> i
     if MigrationContext.configure(connection).get_current_revision() not in {None, manifest.revision}:
         command.downgrade(config, "base")  # all tables are empty
     command.upgrade(config, manifest.revision)
+    _require_tables(connection, manifest)
     tables = [(shape, file) for shape, file in manifest.tables if shape.name not in MOMENTARY]
     for shape, file in tables:
         for rows in _rows(folder, manifest, shape, file):
@@ -177,10 +189,29 @@ def _fill(connection: Connection, folder: BackupFolder, manifest: Manifest) -> i
     return sum(file.num_lines for _, file in tables)
 
 
+def _require_tables(connection: Connection, manifest: Manifest) -> None:
+    """Names in a manifest become part of statements: only those of its revision's schema may."""
+    schema = inspect(connection)
+    there = set(schema.get_table_names()) - {"alembic_version"}
+    for shape, _ in manifest.tables:
+        if shape.name not in there:
+            raise AdminError(f"the backup has a table {shape.name}, which revision {manifest.revision} has not")
+        columns = {column["name"] for column in schema.get_columns(shape.name)}
+        if unknown := {*shape.columns, *shape.key, *shape.late} - (columns & set(shape.columns)):
+            raise AdminError(
+                f"the backup has a column {sorted(unknown)[0]} of {shape.name}, which is none at revision "
+                f"{manifest.revision}"
+            )
+
+
 def _rows(folder: BackupFolder, manifest: Manifest, shape: TableShape, file: WrittenFile) -> Iterator[list[list[Any]]]:
     lines = folder.read_lines(manifest, file)
     while some := list(islice(lines, ROWS_AT_ONCE)):
-        yield [read_row(shape, line) for line in some]
+        try:
+            rows = [read_row(shape, line) for line in some]
+        except (ValueError, TypeError) as e:
+            raise AdminError(f"a line of {file.name} is no row of {shape.name}: {e}") from e
+        yield rows
 
 
 def _continue_ids(connection: Connection, table: Table) -> None:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TypeAlias
 
-from sqlalchemy import Engine, and_, select, text
+from sqlalchemy import Engine, Table, and_, select, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -90,6 +90,8 @@ class Verifier:
     @staticmethod
     def _checks() -> Iterator[tuple[str, Check]]:
         yield "database", _broken_database
+        for table in Base.metadata.sorted_tables:
+            yield table.name, partial(_unreadable_rows, table=table)
         yield "references", _broken_references
         for rule in contradictions.RULES:
             yield rule.code, partial(contradictions.broken_rules, rule=rule)
@@ -135,6 +137,8 @@ def _readable(name: str, problems: Iterator[Problem]) -> Iterator[Problem]:
         raise  # it does not answer at all
     except DatabaseError as e:
         yield Problem(code="database_unreadable", subject=name, detail=str(e.orig)[:300])
+    except ValueError as e:  # of a cell, when it is no JSON or no time
+        yield Problem(code="database_unreadable", subject=name, detail=f"a row cannot be read: {e}"[:300])
 
 
 def _broken_database(session: Session) -> Iterator[Problem]:
@@ -150,6 +154,13 @@ def _broken_database(session: Session) -> Iterator[Problem]:
     invalid = "SELECT indrelid::regclass::text, indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"
     for table, name in session.execute(text(invalid)):
         yield Problem(code="index_not_valid", subject=table, detail=f"{name} is not in use")
+
+
+def _unreadable_rows(session: Session, table: Table) -> Iterator[Problem]:
+    """Reads all rows of a table; what cannot be read raises."""
+    for _ in session.execute(select(table).execution_options(yield_per=1000)):
+        pass
+    yield from ()
 
 
 def _broken_references(session: Session) -> Iterator[Problem]:

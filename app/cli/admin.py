@@ -1,6 +1,7 @@
 """``must admin``: what an operator does by hand, beside the service or in its place (docs/operating.md)."""
 
 import json
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -34,8 +35,9 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of lines.")] = False,
 ) -> None:
     """Read the database and every blob that it refers to, and tell what is wrong. Exits with 1 when anything is."""
-    settings, problems = Settings(), _Problems(kept=as_json)
+    problems = _Problems(kept=as_json)
     with _told():
+        settings = Settings()
         if backup is not None:
             manifest = check_backup(backup, problems.tell)
             summary: dict[str, object] = {"backup": manifest.created_at, "lost": list(manifest.lost)}
@@ -56,8 +58,8 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and remove nothing.")] = False,
 ) -> None:
     """Remove blobs that nothing refers to, as workers do by themselves each hour."""
-    settings = Settings()
     with _told():
+        settings = Settings()
         sessions = make_sessionmaker(make_engine(settings.resolved_database_url))
         collector = GarbageCollector(sessions=sessions, storage=_storage(settings), grace=settings.blob_grace)
         found = collector.collect(dry_run=dry_run)
@@ -72,8 +74,9 @@ def make_backup(folder: Folder) -> None:
 
     A second backup into the same folder copies what is new and takes the first one's place.
     """
-    settings, problems = Settings(), _Problems()
+    problems = _Problems()
     with _told():
+        settings = Settings()
         engine = make_engine(settings.resolved_database_url)
         folders = _service_folders(settings)
         backup = Backup(engine=engine, storage=_storage(settings), service_folders=folders)
@@ -85,8 +88,9 @@ def make_backup(folder: Folder) -> None:
 @app.command()
 def restore(folder: Folder) -> None:
     """Put a backup into a database and a storage that are empty; neither API nor workers may run meanwhile."""
-    settings, problems = Settings(), _Problems()
+    problems = _Problems()
     with _told():
+        settings = Settings()
         engine = make_engine(settings.resolved_database_url)
         done = Restore(engine=engine, storage=_storage(settings)).run(folder, problems.tell)
     typer.echo(f"Restored the backup of {done.created_at}: {done.num_rows} rows, {done.num_blobs} blobs.")
@@ -121,6 +125,10 @@ def _told() -> Iterator[None]:
         raise typer.Exit(NOT_DONE) from e
     except (Unavailable, SQLAlchemyError, OSError) as e:
         typer.echo(f"Not done: {e}", err=True)
+        raise typer.Exit(NOT_DONE) from e
+    except Exception as e:
+        # A defect of ours; Python's own exit code for it would say that problems were found.
+        typer.echo(f"{traceback.format_exc()}Not done: {type(e).__name__}: {e}", err=True)
         raise typer.Exit(NOT_DONE) from e
 
 

@@ -396,3 +396,15 @@ def test_nobody_else_can_read_it(back_up: BackUp, folder: BackupFolder, populate
     modes = {path: path.stat().st_mode & 0o777 for path in (folder.root, *folder.root.rglob("*"))}
     assert {mode for path, mode in modes.items() if path.is_dir()} == {0o700}
     assert {mode for path, mode in modes.items() if path.is_file()} == {0o600}
+
+
+@only_sqlite
+def test_a_cell_that_cannot_be_read(
+    back_up: BackUp, folder: BackupFolder, populated: Populated, engine: Engine
+) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("update jobs set metrics = '{'")
+    with pytest.raises(AdminError, match="a row of jobs cannot be read"):
+        back_up()
+    with pytest.raises(AdminError, match="no backup"):
+        folder.manifest()

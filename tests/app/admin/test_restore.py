@@ -353,3 +353,133 @@ def test_one_of_an_earlier_revision_is_brought_to_the_present(
     folder.manifest_path.write_text(json.dumps({**manifest, "sha256": _digest(manifest)}))
     with pytest.raises(AdminError, match="newer"):
         restore()
+
+
+@only_sqlite
+@only_to_sqlite
+def test_what_is_damaged_in_the_storage_is_healed(
+    *,
+    populated: Populated,
+    back_up: Callable[[], BackupFolder],
+    restore: Callable[[], Restored],
+    target: Engine,
+    target_storage: LocalBlobStore,
+) -> None:
+    """As a restore that the power cut ended may leave it, or a disk."""
+    folder = back_up()
+    for name in populated.images[:2]:
+        with folder.blobs.open(name) as file:
+            target_storage.put_stream(file)
+    target_storage.local_path(populated.images[0]).write_bytes(b"rotten")
+    assert restore().num_blobs == 10, "one is there and sound"
+    assert problems_of(target, target_storage) == []
+
+
+@only_sqlite
+@only_to_sqlite
+def test_a_blob_that_is_damaged_after_it_was_checked_ends_the_restore(
+    *,
+    populated: Populated,
+    back_up: Callable[[], BackupFolder],
+    restore: Callable[[], Restored],
+    target: Engine,
+    target_storage: LocalBlobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = back_up()
+
+    def damage(*_: object) -> None:
+        folder.blobs.local_path(populated.images[0]).write_bytes(b"rotten")
+
+    monkeypatch.setattr(Restore, "_require_no_others", damage)
+    with pytest.raises(AdminError, match=f"blob {populated.images[0]} of the backup was damaged"):
+        restore()
+    assert list(target_storage.stored()) == []
+    assert inspect(target).get_table_names() == []
+
+
+def rewrite(folder: BackupFolder, path: tuple[str | int, ...], value: object) -> None:
+    """Change one value of a manifest, whose digest is right then."""
+    manifest = json.loads(folder.manifest_path.read_text())
+    del manifest["sha256"]
+    inner = manifest
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    folder.manifest_path.write_text(json.dumps({**manifest, "sha256": _digest(manifest)}))
+
+
+@only_sqlite
+@only_to_sqlite
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("rows",), ".."),
+        (("rows",), "/etc"),
+        (("rows",), 7),
+        (("blobs", "name"), "/etc/hostname"),
+        (("blobs", "name"), "../../must.db"),
+        (("tables", 0, 1, "name"), "../manifest.json"),
+        (("tables", 0, 0, "name"), "alembic_version"),
+        (("tables", 0, 0, "name"), "sqlite_master"),
+        (("tables", 0, 0, "columns"), {"id": "text", "no_column": "text"}),
+        (("tables", 0, 0, "columns"), {"id": "no_kind"}),
+        (("tables", 0, 0, "columns"), ["id"]),
+        (("tables", 0, 0, "key"), ["no_column"]),
+        (("tables", 0, 0, "late"), ["no_column"]),
+        (("revision",), "head"),
+        (("lost",), 7),
+    ],
+    ids=str,
+)
+def test_a_manifest_that_somebody_made_up(
+    *,
+    populated: Populated,
+    back_up: Callable[[], BackupFolder],
+    restore: Callable[[], Restored],
+    target: Engine,
+    path: tuple[str | int, ...],
+    value: object,
+) -> None:
+    """Its digest is no signature. What it names is a file of the backup or a column of its time, or nothing."""
+    folder = back_up()
+    rewrite(folder, path, value)
+    if path[2:] == (0, "name"):  # a table whose file is named as it should be
+        rows = folder.root / json.loads(folder.manifest_path.read_text())["rows"]
+        first = next(iter(json.loads(folder.manifest_path.read_text())["tables"]))[1]["name"]
+        (rows / first).rename(rows / f"{value}.jsonl")
+        rewrite(folder, ("tables", 0, 1, "name"), f"{value}.jsonl")
+    with pytest.raises(AdminError, match=r"manifest|revision"):
+        restore()
+    assert inspect(target).get_table_names() == []
+
+
+@only_sqlite
+@only_to_sqlite
+def test_lines_that_are_no_rows(
+    populated: Populated, back_up: Callable[[], BackupFolder], restore: Callable[[], Restored], target: Engine
+) -> None:
+    """Their digests are right: somebody wrote them so."""
+    folder = back_up()
+    manifest = json.loads(folder.manifest_path.read_text())
+    path = folder.root / manifest["rows"] / "datasets.jsonl"
+    at = [file["name"] for _, file in manifest["tables"]].index(path.name)
+    for content in (b"[", b"{}\n", b"[1]\n", b"\xff\n"):
+        path.write_bytes(content)
+        rewrite(folder, ("tables", at, 1, "sha256"), hashlib.sha256(content).hexdigest())
+        with pytest.raises(AdminError, match="no row of datasets"):
+            restore()
+    assert inspect(target).get_table_names() == []
+
+
+@only_sqlite
+@only_to_sqlite
+def test_names_of_blobs_that_are_none(
+    populated: Populated, back_up: Callable[[], BackupFolder], restore: Callable[[], Restored]
+) -> None:
+    folder = back_up()
+    content = b"../../must.db\n\xff\n"
+    (folder.root / folder.manifest().rows / "blobs.txt").write_bytes(content)
+    rewrite(folder, ("blobs", "sha256"), hashlib.sha256(content).hexdigest())
+    with pytest.raises(AdminError, match="damaged in 2 places"):
+        restore()

@@ -220,3 +220,25 @@ def test_what_a_killed_collection_left_aside_is_no_problem(
     age(storage, populated.images[0])
     assert storage._aside.take(storage._path(populated.images[0])) is not None
     assert verify()[0] == []
+
+
+@only_sqlite
+@pytest.mark.parametrize(
+    ("table", "cell"),
+    [
+        ("job_events", "data = '{'"),
+        ("classifiers", "files = '{'"),
+        ("jobs", "metrics = '{'"),
+        ("jobs", "created_at = 'x'"),
+    ],
+)
+def test_a_cell_that_cannot_be_read(
+    *, verify: Verify, populated: Populated, engine: Engine, storage: LocalBlobStore, table: str, cell: str
+) -> None:
+    """It is told, and so is what is wrong elsewhere."""
+    storage.delete(populated.images[0])
+    with without_rules(engine) as execute:
+        execute(f"update {table} set {cell} where id = (select min(id) from {table})")  # noqa: S608
+    problems, _ = verify()
+    assert ("database_unreadable", table) in {(problem.code, problem.subject) for problem in problems}
+    assert table == "classifiers" or "blob_missing" in {problem.code for problem in problems}

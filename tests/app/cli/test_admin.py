@@ -132,3 +132,18 @@ def test_a_backup_into_the_service_itself(place: Place, populated: Populated, tm
     done = place.run("backup", tmp_path / "data" / "blobs")
     assert (done.exit_code, "is not apart from" in done.stderr) == (2, True)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "blobs").rglob("*")} == before
+
+
+def test_what_nobody_expected_is_not_taken_for_problems(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 1 says that all was read and problems were found."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("nobody expected it")
+
+    monkeypatch.setattr("app.cli.admin.Verifier.verify", fail)
+    done = place.run("verify")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.endswith("Not done: RuntimeError: nobody expected it\n")
+    place.environment["MUST_BLOB_GRACE"] = "nonsense"
+    for arguments in (("verify",), ("gc",), ("backup", "nowhere"), ("restore", "nowhere")):
+        assert place.run(*arguments).exit_code == 2

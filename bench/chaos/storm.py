@@ -188,7 +188,8 @@ class Storm:
 
     def _signal_trainer(self, kind: str, number: signal.Signals) -> Fault | None:
         worker = self._dice.choice(self._workers)
-        trainers = _children(worker.process.pid)
+        # Not what is about to become one: until its exec, whoever forks it stands still with it.
+        trainers = [pid for pid in _children(worker.process.pid) if str(self._folder).encode() in _command(pid)]
         if not trainers:
             return None
         fault = self._felt(kind, worker)

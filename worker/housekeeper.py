@@ -19,6 +19,7 @@ from app.housekeeping.garbage import GarbageCollector
 from app.housekeeping.history import History
 from app.jobs.errors import LedgerUnavailable
 from app.jobs.ledger import Ledger
+from app.jobs.status import JobStatus
 from app.storage import BlobStore
 from worker import runs
 
@@ -79,10 +80,15 @@ class Housekeeper:
             _log.info("abandoned_uploads_removed", num_batches=num_batches)
         job_ids = runs.jobs_with_folders(self._runs_dir)
         while not self._stopping.is_set() and (some := list(islice(job_ids, _FOLDERS_AT_ONCE))):
-            for job_id, (status, finished_ago) in self._ledger.statuses(some).items():
-                if status.is_terminal and finished_ago > self._history_retention:
+            old = [job_id for job_id, seen in self._ledger.statuses(some).items() if self._is_old(*seen)]
+            for job_id in old:
+                # Removing takes a while, and one behind may have been resumed meanwhile.
+                if self._is_old(*self._ledger.statuses([job_id])[job_id]):
                     runs.discard_folder(self._runs_dir, job_id)
                     _log.info("run_folder_removed", job_id=job_id)
+
+    def _is_old(self, status: JobStatus, finished_ago: timedelta) -> bool:
+        return status.is_terminal and finished_ago > self._history_retention
 
     def _run(self) -> None:
         pause_s = min(self._interval, LONGEST_PAUSE).total_seconds()

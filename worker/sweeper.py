@@ -13,6 +13,7 @@ import structlog
 from app.jobs.errors import LedgerUnavailable
 from app.jobs.fleet import Presence
 from app.jobs.ledger import Ledger
+from app.jobs.status import JobStatus
 from worker import runs
 
 _log = structlog.get_logger(__name__)
@@ -83,10 +84,17 @@ class Sweeper:
         self._ledger.forget_idempotency_keys()
         job_ids = sorted(set(runs.jobs_with_checkpoints(self._runs_dir)))
         for first in range(0, len(job_ids), 500):
-            for job_id, (status, finished_ago) in self._ledger.statuses(job_ids[first : first + 500]).items():
-                if runs.may_discard(status, finished_ago, self._checkpoint_retention):
+            done = [
+                i for i, seen in self._ledger.statuses(job_ids[first : first + 500]).items() if self._is_done(*seen)
+            ]
+            for job_id in done:
+                # Removing takes a while, and one behind may have been resumed meanwhile.
+                if self._is_done(*self._ledger.statuses([job_id])[job_id]):
                     runs.discard_job(self._runs_dir, job_id)
                     _log.info("run_folder_removed", job_id=job_id)
+
+    def _is_done(self, status: JobStatus, finished_ago: timedelta) -> bool:
+        return runs.may_discard(status, finished_ago, self._checkpoint_retention)
 
     def _resend(self, send: Callable[[str], bool]) -> None:
         sent = []

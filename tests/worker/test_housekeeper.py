@@ -14,10 +14,12 @@ from app.database import now_plus
 from app.exceptions import Unavailable
 from app.jobs.ledger import Ledger
 from app.jobs.messages import JobError
+from app.jobs.status import JobStatus
+from app.jobs.store import JobStore
 from app.storage import LocalBlobStore
 from app.tables import Job
 from tests.support.garbage import store_old
-from tests.support.jobs import add_job
+from tests.support.jobs import add_job, read_job
 from tests.support.workers import wait_for
 from worker import runs
 from worker.housekeeper import Housekeeper
@@ -95,3 +97,29 @@ def test_ones_own_disk(make: Make, sessions: Sessions, storage: LocalBlobStore, 
     left = {path.name for path in (tmp_path / "runs").iterdir()}
     assert left == {young, running, "job_of_another_database"}
     make().clean_own_disk()
+
+
+def test_a_job_that_is_resumed_while_folders_go_keeps_its_own(
+    make: Make, sessions: Sessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, jobs = Ledger(sessions), [add_job(sessions) for _ in range(2)]
+    for job_id in jobs:
+        claim = ledger.claim("w", timedelta(seconds=60), job_id)
+        assert claim is not None
+        ledger.fail(claim, JobError(code="diverged", message="m"))
+        runs.open_run(tmp_path / "runs", job_id, 1)
+    with sessions.begin() as session:
+        session.execute(update(Job).values(finished_at=now_plus(-timedelta(days=91))))
+    discard = runs.discard_folder
+
+    def discard_and_resume(runs_dir: Path, job_id: str) -> None:
+        discard(runs_dir, job_id)
+        (other,) = set(jobs) - {job_id}
+        with sessions.begin() as session:
+            JobStore(session).request_resume(other)
+
+    monkeypatch.setattr(runs, "discard_folder", discard_and_resume)
+    make().clean_own_disk()
+    left = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert left == {job_id for job_id in jobs if read_job(sessions, job_id).status is JobStatus.QUEUED}
+    assert len(left) == 1

@@ -15,6 +15,7 @@ from app.jobs.errors import LedgerUnavailable
 from app.jobs.ledger import Ledger
 from app.jobs.messages import JobError, Publication
 from app.jobs.status import JobStatus
+from app.jobs.store import JobStore
 from app.tables import IdempotencyKey, Job
 from tests.support.jobs import add_job, read_job
 from tests.support.workers import wait_for
@@ -110,6 +111,32 @@ def test_checkpoints_go_when_nobody_can_want_them(sessions: sessionmaker[Session
     }
     assert all(run.log.exists() for run in kept.values())
     assert not kept[done].spec.exists()
+
+
+def test_a_job_that_is_resumed_while_others_are_tidied_up_keeps_what_it_has(
+    sessions: sessionmaker[Session], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, jobs = Ledger(sessions), [add_job(sessions) for _ in range(2)]
+    for job_id in jobs:
+        claim = ledger.claim("w", LEASE, job_id)
+        assert claim is not None
+        ledger.fail(claim, JobError(code="diverged", message="m"))
+    with sessions() as session, session.begin():
+        session.execute(update(Job).values(finished_at=now_plus(-timedelta(days=8))))
+    kept = {job_id: folder(tmp_path, job_id) for job_id in jobs}
+    discard = runs.discard_job
+
+    def discard_and_resume(runs_dir: Path, job_id: str) -> None:
+        discard(runs_dir, job_id)
+        (other,) = set(jobs) - {job_id}
+        with sessions() as session, session.begin():
+            JobStore(session).request_resume(other)
+
+    monkeypatch.setattr(runs, "discard_job", discard_and_resume)
+    make(sessions, tmp_path).tidy()
+    left = {job_id for job_id, run in kept.items() if run.checkpoints.exists()}
+    assert left == {job_id for job_id in jobs if read_job(sessions, job_id).status is JobStatus.QUEUED}
+    assert len(left) == 1
 
 
 def test_earlier_checkpoints_are_found_newest_attempt_first(tmp_path: Path) -> None:

@@ -5,13 +5,11 @@ ends it at once, and its trainers with it; their jobs are then recovered by thei
 """
 
 import gc
-import os
 import signal
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
 import structlog
@@ -30,6 +28,7 @@ from worker.celery_app import keep_logging_as_it_is, make_celery, make_worker
 from worker.devices import Devices, Owned
 from worker.embedded import EmbeddedWorker
 from worker.housekeeper import Housekeeper
+from worker.stop_signal import StopSignal
 from worker.supervisor import Supervisor, SupervisorOptions
 from worker.sweeper import Sweeper
 from worker.tasks import register
@@ -119,18 +118,10 @@ def _run_embedded(settings: Settings, ledger: Ledger, supervisor: Supervisor) ->
         presence=_presence(settings, supervisor),
     )
     worker = EmbeddedWorker(supervisor, concurrency=settings.worker_concurrency, poll_interval=settings.poll_interval)
-    # The handler only writes to a pipe: it may run at any instruction of this thread, also within a lock.
-    told, tell = os.pipe()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the handler's signature
-        signal.signal(number, signal.SIG_DFL)  # the next one ends us
-        os.write(tell, b"\n")
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, on_signal)
+    stop = StopSignal()
     sweeper.start()
     worker.start()
-    os.read(told, 1)
+    stop.wait()
     _log.info("worker_stopping")
     worker.stop()
     sweeper.stop()

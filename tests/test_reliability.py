@@ -25,7 +25,8 @@ def test_a_test_that_is_named_exists(path: str, name: str) -> None:
 
 
 def test_each_promise_has_one_row_and_each_row_a_test_or_a_reason() -> None:
-    rows = [line.strip("|").split(" | ") for line in PAGE.splitlines() if re.match(r"\| [A-Z]", line)]
+    shown, _, _ = PAGE.partition("\n## Figures\n")
+    rows = [line.strip("|").split(" | ") for line in shown.splitlines() if re.match(r"\| [A-Z]", line)]
     rows = [[cell.strip() for cell in row] for row in rows if row[-1].strip() != "Control"]
     assert [row[0] for row in rows if re.fullmatch(r"P\d+", row[0])] == [f"P{n}" for n in range(1, 24)]
     for row in rows:

@@ -48,6 +48,7 @@ def get_classifier(service: ClassifierServiceDep, classifier_id: str) -> Classif
 
 @router.get(
     "/{classifier_id}/download",
+    status_code=status.HTTP_200_OK,
     response_class=OpenFileResponse,
     responses={200: {"content": {"application/zip": {}}, "description": "A folder, zipped."}},
 )

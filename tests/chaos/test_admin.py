@@ -173,7 +173,7 @@ def test_a_backup_of_a_service_at_work_goes_on_elsewhere(world: World, monkeypat
     What is lost without the hold, the grace period and the second look is shown, with each step in its place, in
     tests/app/admin/test_backup.py and tests/app/housekeeping/test_garbage.py.
     """
-    backup = world.folder / "backup"
+    backup = world.folder.with_name(f"{world.folder.name}-backup")  # apart from what it is of
     monkeypatch.setattr("app.aside.Aside.take", taken_late())
     with world.collections(), world.load() as check:
         wait_for(

@@ -5,12 +5,12 @@ import subprocess
 import sys
 
 HEARD = """
-import signal, sys, threading
+import signal, sys, threading, time
 from worker.stop_signal import StopSignal
 wait = StopSignal().wait
 """
 UNHEARD = """
-import os, signal, sys, threading
+import os, signal, sys, threading, time
 told, tell = os.pipe()
 signal.signal(signal.SIGTERM, lambda *_: os.write(tell, b"x"))
 wait = lambda: os.read(told, 1)
@@ -18,6 +18,7 @@ wait = lambda: os.read(told, 1)
 TO_ANOTHER_THREAD = """
 def get_it():
     sys.stdin.readline()
+    time.sleep(0.5)  # the main thread waits by then
     signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
     print("got it", flush=True)
     threading.Event().wait()

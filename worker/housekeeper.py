@@ -5,7 +5,7 @@ What is everybody's is one worker's at a time, whoever finds it due; what lies o
 
 import random
 from datetime import timedelta
-from itertools import islice
+from itertools import takewhile
 from pathlib import Path
 from threading import Event, Thread
 
@@ -29,7 +29,6 @@ GARBAGE = "garbage"
 LONGEST_PAUSE = timedelta(minutes=1)
 ABANDONED_AFTER = timedelta(hours=24)
 """Longer than any upload takes: what then lies in staging is of a process that was killed."""
-_FOLDERS_AT_ONCE = 500
 
 
 class Housekeeper:
@@ -78,14 +77,10 @@ class Housekeeper:
         num_batches = self._storage.remove_abandoned(ABANDONED_AFTER)
         if num_batches:
             _log.info("abandoned_uploads_removed", num_batches=num_batches)
-        job_ids = runs.jobs_with_folders(self._runs_dir)
-        while not self._stopping.is_set() and (some := list(islice(job_ids, _FOLDERS_AT_ONCE))):
-            old = [job_id for job_id, seen in self._ledger.statuses(some).items() if self._is_old(*seen)]
-            for job_id in old:
-                # Removing takes a while, and one behind may have been resumed meanwhile.
-                if self._is_old(*self._ledger.statuses([job_id])[job_id]):
-                    runs.discard_folder(self._runs_dir, job_id)
-                    _log.info("run_folder_removed", job_id=job_id)
+        job_ids = takewhile(lambda _: not self._stopping.is_set(), runs.jobs_with_folders(self._runs_dir))
+        for job_id in runs.done_with(self._ledger, job_ids, self._is_old):
+            runs.discard_folder(self._runs_dir, job_id)
+            _log.info("run_folder_removed", job_id=job_id)
 
     def _is_old(self, status: JobStatus, finished_ago: timedelta) -> bool:
         return status.is_terminal and finished_ago > self._history_retention

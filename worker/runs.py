@@ -6,14 +6,17 @@ its attempt for the checkpoints in it, and the job for its log.
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from app.batches import batches
+from app.jobs.ledger import Ledger
 from app.jobs.status import JobStatus
 
+_JOBS_AT_ONCE = 500
 _ATTEMPT = re.compile(r"attempt-(\d{1,9})")
 
 
@@ -96,6 +99,18 @@ def jobs_with_folders(runs_dir: Path) -> Iterator[str]:
     """Ids of jobs that left anything, in no order."""
     with suppress(FileNotFoundError):
         yield from (path.name for path in runs_dir.iterdir() if path.name.startswith("job_"))
+
+
+def done_with(ledger: Ledger, job_ids: Iterable[str], is_done: Callable[[JobStatus, timedelta], bool]) -> Iterator[str]:
+    """Those jobs that are done, by their status and how long ago they finished. Raises `LedgerUnavailable`.
+
+    Each is looked at once more right before it is yielded: the caller takes its time with every one, and one behind may
+    have been resumed meanwhile.
+    """
+    for some in batches(job_ids, _JOBS_AT_ONCE):
+        for job_id, seen in ledger.statuses(some).items():
+            if is_done(*seen) and is_done(*ledger.statuses([job_id])[job_id]):
+                yield job_id
 
 
 def may_discard(status: JobStatus, finished_ago: timedelta, retention: timedelta) -> bool:

@@ -83,15 +83,9 @@ class Sweeper:
         Raises `LedgerUnavailable`."""
         self._ledger.forget_idempotency_keys()
         job_ids = sorted(set(runs.jobs_with_checkpoints(self._runs_dir)))
-        for first in range(0, len(job_ids), 500):
-            done = [
-                i for i, seen in self._ledger.statuses(job_ids[first : first + 500]).items() if self._is_done(*seen)
-            ]
-            for job_id in done:
-                # Removing takes a while, and one behind may have been resumed meanwhile.
-                if self._is_done(*self._ledger.statuses([job_id])[job_id]):
-                    runs.discard_job(self._runs_dir, job_id)
-                    _log.info("run_folder_removed", job_id=job_id)
+        for job_id in runs.done_with(self._ledger, job_ids, self._is_done):
+            runs.discard_job(self._runs_dir, job_id)
+            _log.info("run_folder_removed", job_id=job_id)
 
     def _is_done(self, status: JobStatus, finished_ago: timedelta) -> bool:
         return runs.may_discard(status, finished_ago, self._checkpoint_retention)

@@ -3,10 +3,9 @@
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +15,7 @@ from sqlalchemy.orm import Session
 from app.admin.backup_folder import BLOBS, ROWS, BackupFolder, Manifest, WrittenFile
 from app.admin.problems import AdminError, Problem, Tell
 from app.admin.rows import TableShape, write_rows
+from app.batches import batches
 from app.database import make_sessionmaker, read_only, revisions, take_any_time
 from app.exceptions import Unavailable
 from app.files import entries
@@ -97,7 +97,7 @@ class Backup:
         lost: list[str] = []
         with (folder.root / rows / BLOBS).open("rb") as lines:
             names = (line.decode().rstrip("\n") for line in lines)
-            for some in _batches(names, _COPIED_AT_ONCE):
+            for some in batches(names, _COPIED_AT_ONCE):
                 with folder.blobs.batch() as batch:
                     for name in dict.fromkeys(some):
                         if _has(folder, name):
@@ -178,9 +178,3 @@ def _remove_older(folder: BackupFolder, manifest: Manifest) -> int:
         else:
             folder.blobs.delete(name)
     return num_left
-
-
-def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(names)
-    while batch := list(islice(iterator, size)):
-        yield batch

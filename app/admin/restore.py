@@ -8,7 +8,6 @@ so the next one goes on from there.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from sqlalchemy.orm import Session
 from app.admin.backup_folder import BackupFolder, Manifest, WrittenFile
 from app.admin.problems import AdminError, Problem, Tell
 from app.admin.rows import ROWS_AT_ONCE, TableShape, complete_rows, insert_rows, read_row
+from app.batches import batches
 from app.database import alembic_config, now_utc, schema_change
 from app.exceptions import Unavailable
 from app.jobs.claims import ClaimStore
@@ -105,8 +105,8 @@ class Restore:
                 raise AdminError(f"the storage is not empty: blob {name} is not one of the backup's")
 
     def _copy_blobs(self, folder: BackupFolder, manifest: Manifest) -> int:
-        names, num_copied = _names(folder, manifest), 0
-        while some := list(islice(names, _COPIED_AT_ONCE)):
+        num_copied = 0
+        for some in batches(_names(folder, manifest), _COPIED_AT_ONCE):
             with self._storage.batch() as batch:
                 for name in dict.fromkeys(some):
                     if not self._is_sound(name):
@@ -205,8 +205,7 @@ def _require_tables(connection: Connection, manifest: Manifest) -> None:
 
 
 def _rows(folder: BackupFolder, manifest: Manifest, shape: TableShape, file: WrittenFile) -> Iterator[list[list[Any]]]:
-    lines = folder.read_lines(manifest, file)
-    while some := list(islice(lines, ROWS_AT_ONCE)):
+    for some in batches(folder.read_lines(manifest, file), ROWS_AT_ONCE):
         try:
             rows = [read_row(shape, line) for line in some]
         except (ValueError, TypeError) as e:

@@ -6,10 +6,10 @@ clock ──▶ names of old blobs ──▶ those no row refers to ──▶ no
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import islice
 
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.batches import batches
 from app.database import read_only
 from app.housekeeping.holds import is_held
 from app.housekeeping.references import BLOB_REFERENCES, BlobReferences
@@ -51,7 +51,7 @@ class GarbageCollector:
         self._storage.recover()
         # Read before any row is: a blob whose row is committed later was stored after this, or is referred to.
         before = self._storage.clock() - self._grace
-        for names in _batches(self._orphans(found, before, stop), _REMOVED_AT_ONCE):
+        for names in batches(self._orphans(found, before, stop), _REMOVED_AT_ONCE):
             found.num_orphans += len(names)
             if dry_run:
                 continue
@@ -82,13 +82,7 @@ class GarbageCollector:
                 return
 
     def _without(self, references: BlobReferences, names: Iterable[str]) -> Iterator[str]:
-        for batch in _batches(names, _ASKED_AT_ONCE):
+        for batch in batches(names, _ASKED_AT_ONCE):
             with read_only(self._sessions) as session:
                 needed = references.among(session, set(batch))
             yield from (name for name in batch if name not in needed)
-
-
-def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(names)
-    while batch := list(islice(iterator, size)):
-        yield batch

@@ -10,12 +10,13 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.exceptions import Unavailable
+from app.jobs.messages import EventType
 from app.jobs.status import JobStatus, may_move
 from app.storage import BlobStore
 from app.tables import Classifier, Job, JobEvent
 from bench.chaos.storm import Fault
 
-STATUS = "status"
+STATUS = EventType.STATUS.value
 ECHO = timedelta(seconds=1.5)
 """What an attempt tells for so long after a fault was under way before it."""
 
